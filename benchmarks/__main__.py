@@ -170,7 +170,7 @@ def overhead(repeat: int) -> list[Row]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             engine = engine_for(model, method, images(2 * clients, shape), [2] * clients, Local(1, BATCH, steps=0), folder / "states")
-            ledger = Ledger(folder / "ledger.csv")
+            ledger = Ledger(folder / "ledger.csv", engine.method.model.roles)
             server = engine.method.init_server(engine.initial())
             rounds = (Round(number, torch.arange(clients), torch.full((clients,), 2)) for number in count(1))
 
@@ -199,7 +199,7 @@ def tiny_clients(repeat: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         engine = engine_for(build_model("mlp", shape), "fedavg", images(20_000, shape), [20] * 1000, Local(1, BATCH), folder / "states")
-        ledger = Ledger(folder / "ledger.csv")
+        ledger = Ledger(folder / "ledger.csv", engine.method.model.roles)
         server = engine.method.init_server(engine.initial())
         rnd = Round(1, torch.arange(1000), torch.full((1000,), 20))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyperfed.core import Method, Role, Round
+from hyperfed.core import Method, Role, Round, count
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.round import play
@@ -115,10 +115,14 @@ def tiny_engine(method: Method[Any, Any, Any, Any], folder: Path, sizes: Sequenc
 
 
 def play_rounds(method: Method[Any, Any, Any, Any], engine: LocalEngine, rounds: int, record: Any = lambda *a: None) -> Any:
-    """Play rounds with every client; returns the server state."""
+    """Play rounds with every client; ``record`` hears the weight of every message. Returns the server state."""
     server = method.init_server(engine.initial())
     ids = torch.arange(len(engine.train_index))
     examples = torch.tensor([len(i) for i in engine.train_index])
+
+    def weigh(number: int, k: int, way: str, message: Any) -> None:
+        record(number, k, way, count(message, method.model.roles))
+
     for number in range(1, rounds + 1):
-        server, _ = play(method, server, Round(number, ids, examples), engine, record)
+        server, _ = play(method, server, Round(number, ids, examples), engine, weigh)
     return server

@@ -92,3 +92,14 @@ def count(message: Any, roles: Mapping[str, Role]) -> Traffic:
             extra += value.numel()
             size += value.numel() * value.element_size()
     return Traffic(trainable, buffers, extra, size)
+
+
+def count_by_role(message: Any, roles: Mapping[str, Role]) -> dict[str, int]:
+    """Elements of a message per role; "other" is what belongs to no tensor of the model: ids, counts, a method's own networks."""
+    out: dict[str, int] = {}
+    for field, kind in fields(type(message)).items():
+        value = getattr(message, field)
+        for name, tensor in value.items() if kind is dict else [("", value)]:
+            role = str(roles.get(name, "other"))
+            out[role] = out.get(role, 0) + tensor.numel()
+    return out

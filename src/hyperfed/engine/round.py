@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyperfed.core import Method, Params, Role, Round, Traffic, count, stack
+from hyperfed.core import Method, Params, Role, Round, stack
 from hyperfed.core.seeds import derive_seed
 from hyperfed.engine.store import Versions
 
@@ -85,7 +85,8 @@ class Engine(Protocol):
         """Every client's personal model on its own test data, in the order of ``rnd.ids``; no tests where a client did not answer."""
 
 
-Count = Callable[[int, int, str, Traffic], None]
+Record = Callable[[int, int, str, Any], None]
+"""Hears of every message: round, client, "down" or "up", the message itself."""
 
 
 def sample(number: int, num_clients: int, participation: float, seed: int) -> list[int]:
@@ -95,18 +96,17 @@ def sample(number: int, num_clients: int, participation: float, seed: int) -> li
     return sorted(rng.choice(num_clients, size, replace=False).tolist())
 
 
-def play(method: Method[Any, Any, Any, Any], server: Any, rnd: Round, engine: Engine, record: Count) -> tuple[Any, list[float]]:
-    """Play one round; every message that passes is weighed. Returns the new server state and the participants' losses."""
-    roles = method.model.roles
+def play(method: Method[Any, Any, Any, Any], server: Any, rnd: Round, engine: Engine, record: Record) -> tuple[Any, list[float]]:
+    """Play one round; every message that passes is recorded. Returns the new server state and the participants' losses."""
 
     def download(k: int) -> Any:
         message = method.download(server, rnd, k)
-        record(rnd.number, k, "down", count(message, roles))
+        record(rnd.number, k, "down", message)
         return message
 
     replies = []
     for reply in engine.train(rnd, download):
-        record(rnd.number, reply.client, "up", count(reply.upload, roles))
+        record(rnd.number, reply.client, "up", reply.upload)
         replies.append(reply._replace(upload=method.unpack(reply.client, reply.upload)))
     if replies:
         server = method.server_update(server, present(rnd, [r.client for r in replies]), stack([r.upload for r in replies]))

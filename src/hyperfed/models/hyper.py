@@ -162,6 +162,14 @@ class HyperModel:
         plain = self.network.init(seed)
         return {n: plain[n[4:]] if n.startswith("net.") else drawn[n] for n, _ in tensors(module)}
 
+    @torch.no_grad()
+    def kernels(self, params: Params) -> list[Tensor]:
+        """The generated kernels, [out, in, 3, 3] each, in the order of the network's layers."""
+        module = HyperModule(self.network.module(), self.config)
+        for name, tensor in tensors(module):
+            tensor.copy_(params[name])
+        return module.kernels()
+
     def apply(self, params: Params, x: Tensor, *, train: bool) -> tuple[Tensor, Params]:
         """Output [B, C] and the STATS after the batch."""
         return pure_call(self._template, self.roles, params, x, train)

@@ -1,13 +1,31 @@
 """Finished (or running) runs as read from their folders; a report never touches a live object."""
 
+import csv
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hyperfed.core import Traffic, UserError
-from hyperfed.core.files import write_json
-from hyperfed.run.ledger import per_client_and_round, read_ledger
+from hyperfed.core.files import write_text
+from hyperfed.run.ledger import per_client_and_round, read_ledger, read_roles, roles_per_client_and_round, totals_by_round
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What goes beyond the summary of a run. Empty where a run does not have it.
+
+    ``totals``: (round, trained elements, bytes) of all clients so far. ``roles``: elements up + down of one client in one round, by role.
+    ``clients``: test samples and right answers before and after fine-tuning at the last evaluation, [N] each. ``label_counts``: [N, C].
+    ``similarity``: cosine of the kernels generated for each two clients, [N, N].
+    """
+
+    totals: list[list[int]] = field(default_factory=list)
+    roles: dict[str, int] = field(default_factory=dict)
+    clients: dict[str, list[int]] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    label_counts: list[list[int]] = field(default_factory=list)
+    similarity: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -19,6 +37,7 @@ class RunFiles:
     evaluations: list[dict[str, Any]]
     per_round: Traffic
     facts: dict[str, Any]
+    detail: Detail = Detail()
 
     @property
     def label(self) -> str:
@@ -73,14 +92,17 @@ def keep(run: RunFiles, folder: Path) -> Path:
         "data": {**run.config["data"], "root": None, "cache": None},
         "run": {"dir": None, "root": "runs", "name": run.config["run"]["name"]},
     }
-    write_json(path, {"facts": run.facts, "config": config, "per_round": run.per_round._asdict(), "evaluations": run.evaluations})
+    facts = {"facts": run.facts, "config": config, "per_round": run.per_round._asdict(), "evaluations": run.evaluations}
+    facts["detail"] = {name: value for name, value in asdict(run.detail).items() if value}
+    write_text(path, "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items()) + "\n}\n")
     return path
 
 
 def _read_kept(path: Path) -> RunFiles:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return RunFiles(path, kept["config"], kept["evaluations"], Traffic(**kept["per_round"]), kept["facts"])
+        detail = Detail(**kept.get("detail", {}))
+        return RunFiles(path, kept["config"], kept["evaluations"], Traffic(**kept["per_round"]), kept["facts"], detail)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UserError(f"{str(path)!r} is not a kept run: {type(problem).__name__} {problem}.") from None
 
@@ -100,4 +122,24 @@ def read_run(folder: str | Path) -> RunFiles:
     evaluations = [line for line in (json.loads(text) for text in lines if text.endswith("\n")) if "before" in line]
     if not evaluations:
         raise UserError(f"{str(folder)!r} has no evaluation yet.")
-    return RunFiles(folder, config, evaluations, per_client_and_round(ledger), facts)
+    return RunFiles(
+        folder, config, evaluations, per_client_and_round(ledger), facts, _read_detail(folder, ledger, evaluations[-1]["round"])
+    )
+
+
+def _read_detail(folder: Path, ledger: list[tuple[int, int, str, Traffic]], number: int) -> Detail:
+    """The parts of a run's folder that older runs may lack."""
+
+    def part(name: str) -> dict[str, Any]:
+        path = folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    clients: dict[str, list[int]] = {}
+    if (folder / "clients.csv").exists():
+        with (folder / "clients.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["round"] == str(number)]
+        columns = {"tests": "test_samples", "before": "correct_before", "after": "correct_after"}
+        clients = {name: [int(row[c]) for row in rows] for name, c in columns.items() if rows and rows[0][c]}
+    roles = roles_per_client_and_round(ledger, read_roles(folder / "roles.csv"))
+    totals = [list(row) for row in totals_by_round(ledger)]
+    return Detail(totals, roles, clients, similarity=part("similarity.json").get("cosine", []), **part("data.json"))

@@ -239,8 +239,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity(composed: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: all settings but the free ones."""
-    return {k: v for k, v in flat(composed).items() if not any(k == f or k.startswith(f + ".") for f in FREE)}
+    """What makes a run this run: all settings but the free ones. A setting that is null is as good as absent."""
+    return {k: v for k, v in flat(composed).items() if v is not None and not any(k == f or k.startswith(f + ".") for f in FREE)}
 
 
 def identity_hash(composed: Mapping[str, Any]) -> str:

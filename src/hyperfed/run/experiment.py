@@ -18,15 +18,20 @@ from hyperfed import __version__
 from hyperfed.core import Bank, Round, Traffic, UserError
 from hyperfed.core.codec import fields
 from hyperfed.core.files import write_json, write_text
+from hyperfed.data import label_counts
+from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.round import Keeper, play, sample
 from hyperfed.engine.store import Row, Rows, Store
 from hyperfed.engine.workspace import NonFiniteLoss
+from hyperfed.models import HyperModel
 from hyperfed.run import checkpoint
 from hyperfed.run.build import Federation, build, server_type
 from hyperfed.run.config import Config, identity_hash, make_config, run_folder
 from hyperfed.run.evaluate import Evaluation
 from hyperfed.run.ledger import Ledger
 
+MOST_COMPARED = 40
+"""Up to so many clients, the similarity of their generated kernels is written (a matrix [num_clients, num_clients])."""
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -78,7 +83,7 @@ class Experiment:
         self.folder = run_folder(composed)
         self.clock = Clock()
         self.fed: Federation = build(composed, self.config, self.folder, grid)
-        self.ledger = Ledger(self._open() / "ledger.csv")
+        self.ledger = Ledger(self._open() / "ledger.csv", self.fed.method.model.roles)
         self.number = 0
         self.loss: float | None = None
         self.server: Any = self.fed.method.init_server(self.fed.engine.initial())
@@ -102,8 +107,15 @@ class Experiment:
                 "device": self.fed.engine.device,
             }
             write_json(self.folder / "config.json", self.composed)
+            write_json(self.folder / "data.json", self._describe_data())
             write_json(facts, {"identity": mine, "versions": versions, "hardware": hardware, "name": self.folder.name})
         return self.folder
+
+    def _describe_data(self) -> dict[str, Any]:
+        """Who has what: samples of each class, train and test together, [num_clients, num_classes]."""
+        dataset = self.fed.dataset
+        counts = label_counts(dataset.labels, self.fed.clients, dataset.num_classes)
+        return {"class_names": list(dataset.class_names), "label_counts": counts.tolist()}
 
     def _restore(self) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -207,6 +219,8 @@ class Experiment:
         scores = list(engine.evaluate(everyone, lambda k: self.fed.method.download(self.server, everyone, k), tune))
         tests, before, after = (np.array(column) for column in zip(*scores, strict=True))
         result = Evaluation(tests, before, after if tune else None)
+        if number == config.rounds:
+            self._compare_kernels(everyone)
         seconds, cpu = self.clock.read()
         total: Traffic = self.ledger.total
         self._note_clients(number, result)
@@ -222,6 +236,15 @@ class Experiment:
             }
         )
         return result
+
+    def _compare_kernels(self, everyone: Round) -> None:
+        """What the hypernetwork generates for each client, compared with what it generates for the others (HyperFedNet, section 5.2)."""
+        model, engine = self.fed.model, self.fed.engine
+        if isinstance(model, HyperModel) and isinstance(engine, LocalEngine) and self.config.num_clients <= MOST_COMPARED:
+            personal = (engine.model_of(k, self.fed.method.download(self.server, everyone, k)) for k in everyone.ids.tolist())
+            kernels = torch.stack([torch.cat([w.flatten() for w in model.kernels(params)]) for params in personal])
+            unit = torch.nn.functional.normalize(kernels.double(), dim=1)
+            write_json(self.folder / "similarity.json", {"cosine": [[round(c, 6) for c in row] for row in (unit @ unit.T).tolist()]})
 
     def save(self) -> None:
         """Write a checkpoint of the last complete round, unless it is there."""
