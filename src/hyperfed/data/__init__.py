@@ -10,6 +10,7 @@ from hyperfed.data.partition import (
     Iid,
     Partition,
     Pathological,
+    hold_out,
     label_counts,
     partition,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Partition",
     "Pathological",
     "Source",
+    "hold_out",
     "label_counts",
     "load_dataset",
     "load_folder",

@@ -144,13 +144,22 @@ def partition(
         raise invalid("data.fraction", fraction, "a number > 0 and <= 1")
     if not 0 <= test_fraction < 1:
         raise invalid("data.test_fraction", test_fraction, "a number >= 0 and < 1")
-    thin, divide, hold_out = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
+    thin, divide, tests = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
     kept = _subsample(labels, fraction, thin)
     shares = spec.split(labels[kept], num_clients, divide)
-    samples = kept[np.concatenate(shares)]
-    owner = np.repeat(np.arange(num_clients), [len(share) for share in shares])
-    in_test = _test_mask(labels[samples], owner, num_clients, test_fraction, hold_out)
-    train, test = (_by_owner(owner[side], num_clients, samples[side]) for side in (~in_test, in_test))
+    return _divide(labels, [kept[share] for share in shares], test_fraction, tests)
+
+
+def hold_out(labels: np.ndarray, shares: Sequence[np.ndarray], fraction: float, seed: int) -> list[ClientIndices]:
+    """Divide each client's samples [n_k] into train and ``fraction`` of them as test, per class as :func:`partition` does."""
+    return _divide(labels, shares, fraction, np.random.default_rng(seed))
+
+
+def _divide(labels: np.ndarray, shares: Sequence[np.ndarray], fraction: float, rng: np.random.Generator) -> list[ClientIndices]:
+    samples = np.concatenate(shares)
+    owner = np.repeat(np.arange(len(shares)), [len(share) for share in shares])
+    in_test = _test_mask(labels[samples], owner, len(shares), fraction, rng)
+    train, test = (_by_owner(owner[side], len(shares), samples[side]) for side in (~in_test, in_test))
     return [ClientIndices(*pair) for pair in zip(train, test, strict=True)]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from hyperfed.core import Method, Model, Params, UserError, invalid
 from hyperfed.core.seeds import derive_seed
-from hyperfed.data import ClientIndices, Dataset, load_dataset, partition
+from hyperfed.data import ClientIndices, Dataset, hold_out, load_dataset, partition
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.round import Engine
 from hyperfed.engine.store import Store
@@ -72,7 +72,10 @@ def make_clients(config: Config, dataset: Dataset) -> list[ClientIndices]:
     """The seeded division of the data among clients."""
     data = config.data
     spec = config.build_partition()
-    return partition(dataset.labels, spec, config.num_clients, config.seed, test_fraction=data.test_fraction, fraction=data.fraction)
+    clients = partition(dataset.labels, spec, config.num_clients, config.seed, test_fraction=data.test_fraction, fraction=data.fraction)
+    if data.validation is None:
+        return clients
+    return hold_out(dataset.labels, [c.train for c in clients], data.validation, derive_seed(config.seed, "validation"))
 
 
 def prepare(config: Config) -> tuple[torch.device, Dataset, Model, Method[Any, Any, Any, Any]]:

@@ -32,12 +32,17 @@ ENGINES: dict[str, type] = {"local": InProcess, "flower": Flower}
 
 @dataclass(frozen=True)
 class Data:
-    """Where the data is and how much of it is used."""
+    """Where the data is and how much of it is used.
+
+    ``validation`` (null: none) is for choosing hyper-parameters: that share of every client's training part takes the place of its test
+    part, which is not looked at.
+    """
 
     root: str | None = None
     cache: str | None = None
     fraction: float = 1.0
     test_fraction: float = 0.2
+    validation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ class Config:
                 raise invalid(name, _at(self, name), "in (0, 1]")
         if not 0 < self.data.test_fraction < 1:
             raise invalid("data.test_fraction", self.data.test_fraction, "in (0, 1)")
+        if self.data.validation is not None and not 0 < self.data.validation < 1:
+            raise invalid("data.validation", self.data.validation, "in (0, 1), or null")
         for group, registry in (
             ("method", METHODS),
             ("model", MODELS),
