@@ -75,7 +75,7 @@ def _quickstart(overrides: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script; returns the exit code (0 done, 2 a user's mistake, 130 interrupted)."""
+    """The console script; returns the exit code (0 done, 2 a user's mistake, 3 training diverged, 130 interrupted)."""
     from hyperfed.main import guarded
     from hyperfed.main import main as run_main
 
@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep.add_argument("-o", "--out", type=Path, default=Path("results"), help="where they go (default: ./results)")
     commands.add_parser("list", help="methods, models, data sets, partitions")
     commands.add_parser("quickstart", help="HFN, FedAvg, FedPer and Local on digits", add_help=False)
+    commands.add_parser("reproduce", help="a table or figure of the HyperFedNet paper, ours beside theirs", add_help=False)
     commands.add_parser("deploy", help="a real federation with TLS: certs, server, client (docs/deploy.md)", add_help=False)
     if arguments[:1] == ["run"]:
         return run_main(arguments[1:])
@@ -103,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hyperfed.deploy import main as deploy_main
 
         return guarded(lambda: deploy_main(arguments[1:]))
+    if arguments[:1] == ["reproduce"]:
+        from hyperfed.evidence.command import main as reproduce_main
+
+        return guarded(lambda: reproduce_main(arguments[1:]))
     known, rest = parser.parse_known_args(arguments)
     if known.command == "quickstart":
         return guarded(lambda: _quickstart(rest))

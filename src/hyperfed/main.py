@@ -20,18 +20,18 @@ from omegaconf.errors import OmegaConfBaseException
 from hyperfed.core import UserError, unknown
 from hyperfed.run.config import FREE, flat, make_config
 
-EXIT_USER, EXIT_INTERRUPTED = 2, 130
+EXIT_USER, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 
 
 def guarded(action: Callable[[], int | None]) -> int:
-    """Run a command; a user's mistake is one sentence on standard error and exit code 2."""
-    from hyperfed.run.experiment import Interrupted
+    """Run a command; a user's mistake is one sentence on standard error and exit code 2 (3: training went to NaN)."""
+    from hyperfed.run.experiment import Diverged, Interrupted
 
     try:
         return action() or 0
     except UserError as problem:
         print(f"hyperfed: {problem}", file=sys.stderr)
-        return EXIT_USER
+        return EXIT_DIVERGED if isinstance(problem, Diverged) else EXIT_USER
     except Interrupted as stop:
         print(f"hyperfed: {stop}", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -36,7 +36,7 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)  # noqa: T201
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A process group of its own; and on Linux SIGTERM for the child when this process is killed, however it is killed."""
     os.setsid()
     with suppress(OSError, AttributeError):
@@ -56,7 +56,7 @@ def start(command: list[str], home: Path, log: Path, extra: Mapping[str, str] | 
     program = str(Path(sys.executable).with_name(command[0]))
     with log.open("ab") as file:
         return subprocess.Popen(
-            [program, *command[1:]], env={**environment(home), **(extra or {})}, stdout=file, stderr=file, preexec_fn=_die_with_parent
+            [program, *command[1:]], env={**environment(home), **(extra or {})}, stdout=file, stderr=file, preexec_fn=die_with_parent
         )
 
 

@@ -35,6 +35,10 @@ MOST_COMPARED = 40
 Listener = Callable[[dict[str, Any]], None]
 
 
+class Diverged(UserError):
+    """The local training of a client went to NaN: the same run would do so again."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop and has saved its last complete round."""
 
@@ -183,7 +187,7 @@ class Experiment:
             except NonFiniteLoss as problem:
                 self.ledger.drop()
                 self.save()
-                raise UserError(
+                raise Diverged(
                     f"{problem} Use a smaller optim.lr, optim.clip=10, or on_nan=skip to leave such clients out of the round."
                 ) from problem
             finally:

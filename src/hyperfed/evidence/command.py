@@ -1,0 +1,121 @@
+"""``hyperfed reproduce table2``: run what is missing, then ours beside the paper's."""
+
+import argparse
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hyperfed.core import UserError, invalid, unknown
+from hyperfed.evidence.plans import PLANS, Ask, Cell, plan
+from hyperfed.evidence.store import Store
+from hyperfed.evidence.sweep import Outcome, Sweep
+from hyperfed.run.config import FREE
+
+LISTS = {"dataset": "datasets", "partition": "splits", "method": "methods", "seed": "seeds"}
+EPILOG = """examples:
+  hyperfed reproduce table2 scale=mini data.root=DIR --jobs 2
+  hyperfed reproduce table2 scale=mini dataset=cifar10 partition=non-IID method=HFN,FedAvg seed=1,2,3 --budget-minutes 60
+  hyperfed reproduce table3 --show                   what the store has, without running anything
+"""
+
+
+def read_settings(settings: Sequence[str]) -> tuple[Ask, dict[str, Any]]:
+    """``scale=``, ``dataset=``, ``partition=``, ``method=``, ``seed=`` (lists with commas), and settings that do not change a run."""
+    wanted: dict[str, Any] = {}
+    free: dict[str, Any] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"{text!r} is not a setting: write NAME=VALUE, for example scale=mini.")
+        if key in LISTS:
+            wanted[LISTS[key]] = tuple(value.split(","))
+        elif key == "scale":
+            wanted["scale"] = value
+        elif key in FREE and key != "threads":
+            free[key] = value
+        else:
+            raise unknown("setting", key, ["scale", *LISTS, "data.root", "data.cache", "device"])
+    if "seeds" in wanted:
+        for seed in wanted["seeds"]:
+            if not seed.isdigit():
+                raise invalid("seed", seed, "a whole number >= 0")
+        wanted["seeds"] = tuple(int(seed) for seed in wanted["seeds"])
+    return Ask(**wanted), free
+
+
+def run_plan(cells: Sequence[Cell], sweep: Sweep, console: Console) -> tuple[list[Cell], Outcome]:
+    """Trials and runs of a plan, block by block. Returns the cells as far as their learning rate is chosen, and what became of all."""
+    total, chosen, blocks = Outcome(), list[Cell](), itertools.groupby(cells, lambda c: (c.seed, c.dataset, c.split))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        rounds = {c: c.composed()["rounds"] for c in cells}
+        trials = {t: t.composed()["rounds"] for c in cells if not c.rate for t in c.trials()}
+        task = bar.add_task(f"{len(rounds) + len(trials)} runs", total=sum(rounds.values()) + sum(trials.values()))
+        done = 0
+
+        def follow(under_way: dict[Cell, int]) -> None:
+            bar.update(task, completed=done + sum(under_way.values()))
+
+        sweep.progress = follow
+        for _, block in blocks:
+            mine = list(block)
+            tried = [t for c in mine if not c.rate for t in c.trials()]
+            for stage in (tried, None):
+                part = stage if stage is not None else [c for c in map(sweep.store.choose, mine) if c is not None]
+                if stage is None:
+                    chosen += part
+                out = sweep.play(part)
+                done += sum(c.composed()["rounds"] for c in (*out.finished, *out.failed))
+                bar.update(task, completed=done)
+                total.finished += out.finished
+                total.failed |= out.failed
+                total.left += out.left
+    return chosen, total
+
+
+def tell(outcome: Outcome, store: Store, console: Console) -> None:
+    """What was done, what failed and why, what is left."""
+    console.print(f"{len(outcome.finished)} runs in the store, {len(outcome.failed)} failed, {len(outcome.left)} left for another time")
+    for cell, why in outcome.failed.items():
+        console.print(f"  failed: {cell.name}: {why}")
+    if store.damaged:
+        console.print(f"  {len(store.damaged)} damaged files left out: {', '.join(sorted(set(store.damaged)))}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    from hyperfed.evidence.page import show
+
+    parser = argparse.ArgumentParser(
+        "hyperfed reproduce",
+        description="A table or figure of the HyperFedNet paper: run what is missing, show ours beside the paper's.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", help=", ".join(PLANS))
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="scale, dataset, partition, method, seed, data.root, device")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
+    parser.add_argument("--budget-minutes", type=float, help="stop after so long; what is under way is saved and resumed next time")
+    parser.add_argument("--results", type=Path, default=Path("results/evidence"), help="the store (default ./results/evidence)")
+    parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folders of runs under way (default ./runs/evidence)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("reproduce"), help="where its page goes (default ./reproduce)")
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    given = parser.parse_intermixed_args(arguments)
+    if given.jobs < 1:
+        raise invalid("--jobs", given.jobs, "a whole number >= 1")
+    if given.budget_minutes is not None and given.budget_minutes <= 0:
+        raise invalid("--budget-minutes", given.budget_minutes, "a number > 0")
+    ask, free = read_settings(given.settings)
+    cells, console = plan(given.experiment, ask), Console(highlight=False, soft_wrap=True)
+    store = Store(given.results)
+    if not given.show:
+        deadline = time.monotonic() + 60 * given.budget_minutes if given.budget_minutes else None
+        _, outcome = run_plan(cells, Sweep(store, given.work, free, given.jobs, deadline), console)
+        tell(outcome, store, console)
+    show(given.experiment, cells, store, given.work, given.out, console)
+    return 0

@@ -1,0 +1,185 @@
+"""Which runs each table and figure of the HyperFedNet paper needs, and how the learning rate is chosen."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hyperfed.core import UserError, unknown
+from hyperfed.main import check_overrides, compose_checked, composed_dict
+from hyperfed.run.config import identity_hash, run_name
+
+DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+SPLITS = {"non-IID": "dirichlet", "IID": "iid"}
+SCALES = ("paper", "mini", "smoke")
+CANDIDATES: dict[str, tuple[float, str]] = {
+    "0.1, multistep": (0.1, "multistep"),
+    "0.1": (0.1, "constant"),
+    "0.01": (0.01, "constant"),
+    "0.001": (0.001, "constant"),
+}
+"""The learning rates of section 5.1. The small scales try fewer: in four rounds the others cannot be told apart or do not move."""
+TRIED = {"paper": tuple(CANDIDATES), "mini": ("0.1, multistep", "0.01"), "smoke": ("0.1, multistep",)}
+VALIDATION, SHARE_OF_ROUNDS = 0.2, 0.1
+
+TABLE2 = {  # the papers' names, in their order
+    "Centre": "centre",
+    "FedAvg": "fedavg",
+    "Local": "local",
+    "FedBABU": "fedbabu",
+    "FedProx": "fedprox",
+    "FedGen": "fedgen",
+    "FedDyn": "feddyn",
+    "pFedSim": "pfedsim",
+    "FedPer": "fedper",
+    "FedBN": "fedbn",
+    "FedRep": "fedrep",
+    "pFedLA": "pfedla",
+    "FedFomo": "fedfomo",
+    "HFN": "hfn",
+}
+TABLE3 = tuple(name for name in TABLE2 if name not in ("Centre", "Local"))
+TABLE4 = ("FedAvg", "FedProx", "FedDyn", "FedBN", "pFedLA", "FedFomo")
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a plan. ``row`` is its method as the paper calls it; ``extra`` are further settings."""
+
+    row: str
+    dataset: str
+    split: str
+    scale: str
+    seed: int = 1
+    experiment: str = "table2"
+    extra: tuple[str, ...] = ()
+    rate: str | None = None
+    trial: bool = False
+
+    @property
+    def overrides(self) -> list[str]:
+        """The run as settings of ``hyperfed run``."""
+        hyper = self.experiment == "table4"
+        method = TABLE2[self.row.removeprefix("HFN+") if hyper else self.row]
+        partition = [f"partition={SPLITS[self.split]}"] if self.split in SPLITS else []
+        always = ["eval.finetune=always"] if (self.dataset, self.split) == ("cifar10", "IID") else []  # Table 3 is read off these runs
+        rate, schedule = CANDIDATES[self.rate or "0.1, multistep"]
+        base = [f"experiment={self.experiment}", f"scale={self.scale}", f"dataset={self.dataset}", *partition, f"method={method}"]
+        return [*base, *always, *self.extra, f"optim.lr={rate}", f"optim.schedule={schedule}", f"seed={self.seed}"]
+
+    def composed(self) -> dict[str, Any]:
+        """The resolved configuration. A trial is a tenth of the rounds, judged on a validation part."""
+        composed = resolve(tuple(self.overrides))
+        if not self.trial:
+            return composed
+        rounds = max(1, round(SHARE_OF_ROUNDS * composed["rounds"]))
+        short = (f"rounds={rounds}", f"eval.every={rounds}", "eval.finetune=last", f"data.validation={VALIDATION}")
+        return resolve((*self.overrides, *short))
+
+    @property
+    def name(self) -> str:
+        """The name of its file in the store."""
+        return run_name(self.composed())
+
+    @property
+    def identity(self) -> str:
+        """The hash of its resolved configuration, the seed included."""
+        return identity_hash(self.composed())
+
+    def trials(self) -> list["Cell"]:
+        """The runs by which its learning rate is chosen: one seed decides for all."""
+        return [replace(self, seed=1, rate=rate, trial=True) for rate in TRIED[self.scale]] if len(TRIED[self.scale]) > 1 else []
+
+
+_RESOLVED: dict[tuple[str, ...], dict[str, Any]] = {}
+
+
+def resolve(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Compose and check once per process; Hydra takes a tenth of a second."""
+    if overrides not in _RESOLVED:
+        check_overrides(overrides)
+        _RESOLVED[overrides] = composed_dict(compose_checked(list(overrides)))
+    return _RESOLVED[overrides]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What part of a table or figure is wanted; empty: all of it."""
+
+    scale: str = "mini"
+    datasets: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise unknown("scale", self.scale, SCALES)
+        for name in self.datasets:
+            if name not in (*DATASETS, "digits"):
+                raise unknown("dataset", name, (*DATASETS, "digits"))
+        for name in self.splits:
+            if name not in SPLITS:
+                raise unknown("partition", name, SPLITS)
+        rows = (*TABLE2, *(f"HFN+{m}" for m in TABLE4))
+        for name in self.methods:
+            if name not in rows:
+                raise unknown("method", name, rows)
+
+    def cells(self, rows: Sequence[str], datasets: Sequence[str], splits: Sequence[str]) -> Iterator[Cell]:
+        """Cells seed by seed, so that a plan cut short has whole columns of the first seed."""
+        chosen = [r for r in rows if not self.methods or r in self.methods]
+        for seed, data, split in itertools.product(self.seeds, self.datasets or datasets, self.splits or splits):
+            for row in chosen:
+                yield Cell(row, data, split, self.scale, seed)
+
+
+def table2(ask: Ask) -> list[Cell]:
+    """14 methods in 8 cells."""
+    return list(ask.cells(tuple(TABLE2), DATASETS, tuple(SPLITS)))
+
+
+def table3(ask: Ask) -> list[Cell]:
+    """Cost until each level of accuracy, on CIFAR-10 IID."""
+    return list(ask.cells(TABLE3, ("cifar10",), ("IID",)))
+
+
+def table4(ask: Ask) -> list[Cell]:
+    """Six methods alone (the runs of Table 2) and over the hypernetwork."""
+    alone = list(ask.cells(TABLE4, DATASETS, tuple(SPLITS)))
+    return [cell for one in alone for cell in (one, over_hypernetwork(one))]
+
+
+def over_hypernetwork(cell: Cell) -> Cell:
+    """The same method over HFN. FedBN keeps batch norm at home there, too."""
+    return replace(cell, row=f"HFN+{cell.row}", experiment="table4")
+
+
+def fig3(ask: Ask) -> list[Cell]:
+    """Similarity of generated kernels, with embeddings at the default pace and free to move."""
+    cells: list[Cell] = []
+    for seed, data in itertools.product(ask.seeds, ask.datasets or DATASETS):
+        classes = ("partition.classes_per_client=10",) if data == "cifar100" else ()
+        both = ((), ("hypernet.pace.embed=1",))
+        cells += [Cell("HFN", data, "groups", ask.scale, seed, "fig3", (*classes, *pace), "0.1, multistep") for pace in both]
+    return cells
+
+
+def fig5(ask: Ask) -> list[Cell]:
+    """HFN over embedding sizes; the learning rate is that of Table 2's HFN."""
+    cells = ask.cells(("HFN",), DATASETS, tuple(SPLITS))
+    return [replace(c, experiment="fig5", extra=(f"hypernet.embedding={size}",)) for c in cells for size in SIZES]
+
+
+PLANS: dict[str, Callable[[Ask], list[Cell]]] = {"table2": table2, "table3": table3, "table4": table4, "fig3": fig3, "fig5": fig5}
+
+
+def plan(name: str, ask: Ask) -> list[Cell]:
+    """The cells of a table or figure, learning rates still open."""
+    if name not in PLANS:
+        raise unknown("experiment", name, PLANS)
+    cells = PLANS[name](ask)
+    if not cells:
+        raise UserError(f"{name} has no run with method {', '.join(ask.methods)}: leave method= out, or name one of its rows.")
+    return cells

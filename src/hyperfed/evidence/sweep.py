@@ -1,0 +1,152 @@
+"""A sweep that lasts: runs in worker processes, finished ones never repeated, interrupted ones resumed, failures listed."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hyperfed.core.files import write_json
+from hyperfed.evidence.plans import Cell
+from hyperfed.evidence.store import Store
+from hyperfed.main import EXIT_DIVERGED, EXIT_INTERRUPTED
+from hyperfed.processes import die_with_parent
+from hyperfed.run.checkpoint import available
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 120.0
+
+
+@dataclass
+class Outcome:
+    """What became of a plan: cells now in the store, cells that failed with their message, cells left for another time."""
+
+    finished: list[Cell] = field(default_factory=list)
+    failed: dict[Cell, str] = field(default_factory=dict)
+    left: list[Cell] = field(default_factory=list)
+
+
+@dataclass
+class Worker:
+    """A run in a process of its own. The lock on its folder lives as long as the process, whatever becomes of the sweep."""
+
+    cell: Cell
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+
+Progress = Callable[[dict[Cell, int]], None]
+"""Hears the rounds done of every cell that is under way."""
+
+
+@dataclass
+class Sweep:
+    """Plays cells into ``store``. ``free`` are settings that may differ from machine to machine (data.root, device, ...)."""
+
+    store: Store
+    work: Path
+    free: dict[str, Any]
+    workers: int = 1
+    deadline: float | None = None
+    progress: Progress = lambda rounds: None
+
+    def play(self, cells: Sequence[Cell]) -> Outcome:
+        """Run what is missing, in the order of the plan. Stops starting runs at the deadline, and has those under way save and stop."""
+        out, running = Outcome(), list[Worker]()
+        waiting = list(dict.fromkeys(cells))
+        try:
+            while waiting or running:
+                late = self.deadline is not None and time.monotonic() >= self.deadline
+                while waiting and len(running) < self.workers and not late:
+                    self._begin(waiting.pop(0), out, running)
+                if late:
+                    self._stop(running, out)
+                    break
+                self.progress({w.cell: rounds_done(w.folder) for w in running})
+                for worker in [w for w in running if w.process.poll() is not None]:
+                    running.remove(worker)
+                    self._end(worker, out)
+                if running:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            self._stop(running, out)
+        out.left += waiting
+        return out
+
+    def _begin(self, cell: Cell, out: Outcome, running: list[Worker]) -> None:
+        """Start the cell's run, unless it is settled or another sweep is at it."""
+        if self.store.get(cell) is not None:
+            out.finished.append(cell)
+            return
+        if (message := self.store.failure(cell)) is not None:
+            out.failed[cell] = message
+            return
+        folder = self.work / cell.scale / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                out.left.append(cell)
+                return
+            write_json(folder / "config.json", self._config(cell, folder))
+            with (folder / "log.txt").open("ab") as log:
+                command = [sys.executable, "-m", "hyperfed.main", f"resume={folder}"]
+                one = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=one, pass_fds=[lock], preexec_fn=die_with_parent)
+            running.append(Worker(cell, folder, process))
+        finally:
+            os.close(lock)
+
+    def _config(self, cell: Cell, folder: Path) -> dict[str, Any]:
+        composed = cell.composed()
+        data = {**composed["data"], **{k.removeprefix("data."): v for k, v in self.free.items() if k.startswith("data.")}}
+        rest = {k: v for k, v in self.free.items() if not k.startswith("data.")}
+        return {**composed, **rest, "data": data, "threads": 1, "run": {**composed["run"], "dir": str(folder)}}
+
+    def _end(self, worker: Worker, out: Outcome) -> None:
+        """Keep a finished run and clear its folder; one that diverged is kept as a failure, anything else only told."""
+        code = worker.process.returncode
+        if code == 0:
+            self.store.put(worker.cell, worker.folder)
+            shutil.rmtree(worker.folder)
+            out.finished.append(worker.cell)
+        elif code == EXIT_INTERRUPTED:
+            out.left.append(worker.cell)
+        else:
+            lines = (worker.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            message = lines[-1].removeprefix("hyperfed: ") if lines else f"exit status {code}"
+            if code == EXIT_DIVERGED:
+                self.store.put_failure(worker.cell, message)
+            out.failed[worker.cell] = message if code >= 0 else f"ended by signal {-code}"
+
+    def _stop(self, running: list[Worker], out: Outcome) -> None:
+        """Ask the runs under way to save their last round and stop."""
+        for worker in running:
+            with suppress(ProcessLookupError):
+                worker.process.send_signal(signal.SIGINT)
+        for worker in running:
+            try:
+                worker.process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            if worker.process.returncode == 0:
+                self._end(worker, out)
+            else:
+                out.left.append(worker.cell)
+        running.clear()
+
+
+def rounds_done(folder: Path) -> int:
+    """The round of the run's last checkpoint."""
+    found = available(folder / "checkpoints")
+    return int(found[-1].name.removeprefix("round-")) if found else 0
