@@ -1,13 +1,91 @@
 """What a reproduction leaves: tables in three formats, pictures, one page."""
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table as TerminalTable
 
+from hyperfed.core.files import write_text
+from hyperfed.evidence import figures, tables
 from hyperfed.evidence.plans import Cell
 from hyperfed.evidence.store import Store
+from hyperfed.evidence.tables import Entry, accuracy_rows, entries
+from hyperfed.report.comparison import latex, markdown
+from hyperfed.report.html import Block, Caution, Image, Section, Table, build_page
+from hyperfed.report.html_report import section_of, settings
+
+TITLES = {
+    "table2": "Table 2: personalised accuracy of every method",
+    "table3": "Table 3: traffic until each level of accuracy",
+    "table4": "Table 4: methods over the hypernetwork",
+    "fig3": "Figure 3: do clients with like data get like kernels?",
+    "fig5": "Figure 5: accuracy and traffic over the size of the embeddings",
+}
+
+
+def result(experiment: str, found: dict[Cell, Entry], pictures: Path) -> tuple[list[Table], list[Image]]:
+    """The tables and pictures of a table or figure of the paper."""
+    match experiment:
+        case "table2":
+            return tables.table2(found), []
+        case "table3":
+            picture, alt = figures.accuracy_over_cost(found, pictures / "table3.png"), "accuracy over elements sent, one line a method"
+            table = tables.table3(found)
+        case "table4":
+            return [tables.table4(found)], []
+        case "fig3":
+            picture, alt = figures.fig3(found, pictures / "fig3.png"), "heat maps of the similarity of generated kernels, groups framed"
+            table = figures.fig3_table(found)
+        case _:
+            picture, alt = figures.fig5(found, pictures / "fig5.png"), "accuracy and traffic over the embedding size"
+            table = figures.fig5_table(found)
+    return [table], [Image(picture, alt)] if picture else []
+
+
+def completeness(found: dict[Cell, Entry]) -> str:
+    """``31 of 112 cells complete``."""
+    whole = sum(not e.state for e in found.values())
+    return f"{whole} of {len(found)} cells complete (scale {next(iter(found)).scale})"
 
 
 def show(experiment: str, cells: Sequence[Cell], store: Store, work: Path, out: Path, console: Console) -> None:
-    """Print and write."""
+    """Print the tables; write ``OUT/<experiment>-<scale>/``: index.html, one .md, .tex and .csv per table, pictures."""
+    found = entries(cells, store, work)
+    folder = out / f"{experiment}-{cells[0].scale}"
+    made, images = result(experiment, found, folder)
+    for i, table in enumerate(made):
+        console.print(terminal(table))
+        stem = experiment + (f"-{i + 1}" if len(made) > 1 else "")
+        write_text(folder / f"{stem}.md", f"{markdown(table.columns, table.rows)}\n{table.note}\n")
+        write_text(folder / f"{stem}.tex", latex(table.columns, table.rows, table.caption))
+    write_text(folder / f"{experiment}.csv", _csv(found))
+    lead: list[Block] = [completeness(found)]
+    if store.damaged:
+        names = ", ".join(sorted(set(store.damaged)))
+        lead.append(Caution(f"{len(set(store.damaged))} damaged files were left out and count as not run: {names}."))
+    runs = [run for entry in found.values() for run in entry.runs]
+    detail = [section_of(name, groups) for name, groups in settings(runs).items()] if runs else []
+    write_text(folder / "index.html", build_page(TITLES[experiment], [Section("Ours and the paper's", [*made, *images]), *detail], lead))
+    console.print(f"{completeness(found)}; page, tables and pictures: {folder}")
+
+
+def _csv(found: dict[Cell, Entry]) -> str:
+    rows, text = accuracy_rows(found), io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def terminal(table: Table) -> TerminalTable:
+    """A table for the terminal."""
+    made = TerminalTable(title=table.caption, caption=table.note, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    for i, name in enumerate(table.columns):
+        made.add_column(name.replace(": ", ":\n"), justify="right" if i else "left")
+    for row in table.rows:
+        made.add_row(*row)
+    return made

@@ -1,0 +1,152 @@
+"""Figures 3 and 5 of the paper, and Table 3 as a picture, from the store."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hyperfed.evidence.plans import Cell
+from hyperfed.evidence.tables import Entry, number
+from hyperfed.report.html import Table
+from hyperfed.report.plots import COLOURS, DASHES
+from hyperfed.report.similarity import borders, group_of_clients, separation
+
+FREE_EMBEDDINGS = "hypernet.pace.embed=1"
+
+
+def canvas(columns: int, size: tuple[float, float], draw: Callable[..., None], path: Path, rows: int = 1) -> Path:
+    """A figure of ``rows`` x ``columns`` axes that ``draw`` fills, written as ``path``."""
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure, figure.subplots(rows, columns, squeeze=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def pace(cell: Cell) -> str:
+    """How freely the embeddings move, in words."""
+    return "1 (free)" if FREE_EMBEDDINGS in cell.extra else "0.01 (default)"
+
+
+def fig3_table(found: dict[Cell, Entry]) -> Table:
+    """The number behind the heat maps."""
+    rows = []
+    for cell, entry in found.items():
+        name = f"{cell.dataset}, pace of the embeddings {pace(cell)}"
+        parts = [separation(np.array(r.detail.similarity), group_of_clients(r.config)) for r in entry.runs if r.detail.similarity]
+        if not parts:
+            rows.append([name, entry.state, "-", "-", "-"])
+            continue
+        means = [fmean(getattr(p, which) for p in parts) for which in ("within", "between", "difference")]
+        rows.append([name, *(number(m, 4) for m in means), entry.text])
+    note = (
+        "Mean cosine of the kernels generated for two clients of one group, of two groups, and the difference. Accuracy in % after "
+        "fine-tuning, weighted. The paper shows pictures without a number."
+    )
+    return Table("Figure 3", ["data and embeddings", "within groups", "between groups", "difference", "accuracy"], rows, note)
+
+
+def fig3(found: dict[Cell, Entry], path: Path) -> Path | None:
+    """Cosine similarity of the generated kernels, groups framed; each heat map with a scale of its own."""
+    shown = [(c, e.runs[0]) for c, e in found.items() if e.runs and e.runs[0].detail.similarity]
+    if not shown:
+        return None
+    datasets = list(dict.fromkeys(c.dataset for c, _ in shown))
+    paces = list(dict.fromkeys(pace(c) for c, _ in shown))
+
+    def draw(figure: Figure, grid: np.ndarray) -> None:
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for cell, run in shown:
+            axes = grid[paces.index(pace(cell)), datasets.index(cell.dataset)]
+            axes.set_axis_on()
+            cosine, group = np.array(run.detail.similarity), group_of_clients(run.config)
+            image = axes.imshow(cosine, cmap="cividis", interpolation="nearest", vmax=1.0)
+            for at in borders(group):
+                axes.axvline(at, color="white", linewidth=1.0)
+                axes.axhline(at, color="white", linewidth=1.0)
+            apart = separation(cosine, group)
+            axes.set_title(f"{cell.dataset}, pace {pace(cell)}\nwithin - between {apart.difference:.4f}", fontsize=8, loc="left")
+            axes.set(xlabel="client", ylabel="client")
+            figure.colorbar(image, ax=axes, shrink=0.8)
+
+    return canvas(len(datasets), (3.3 * len(datasets), 3.1 * len(paces)), draw, path, len(paces))
+
+
+def fig5_series(found: dict[Cell, Entry]) -> dict[tuple[str, str], list[tuple[int, Entry]]]:
+    """(data set, split) -> embedding size and entry, those that are there."""
+    series: dict[tuple[str, str], list[tuple[int, Entry]]] = {}
+    for cell, entry in found.items():
+        size = int(cell.extra[-1].partition("=")[2])
+        if entry.runs:
+            series.setdefault((cell.dataset, cell.split), []).append((size, entry))
+    return series
+
+
+def fig5_table(found: dict[Cell, Entry]) -> Table:
+    """Accuracy and elements for each embedding size."""
+    rows = [
+        [
+            f"{cell.dataset} {cell.split}, {cell.extra[-1].partition('=')[2]}",
+            entry.text,
+            f"{entry.runs[0].per_round.trainable:,}" if entry.runs else "-",
+        ]
+        for cell, entry in found.items()
+    ]
+    return Table("Figure 5", ["cell and embedding size", "accuracy, %", "elements of one client in one round"], rows)
+
+
+def fig5(found: dict[Cell, Entry], path: Path) -> Path | None:
+    """Left: accuracy over the embedding size, IID dashed. Right: what one client sends and receives in a round."""
+    series = fig5_series(found)
+    if not series:
+        return None
+    datasets = list(dict.fromkeys(data for data, _ in series))
+    sizes_shown = sorted({size for points in series.values() for size, _ in points})
+
+    def draw(figure: Figure, grid: np.ndarray) -> None:
+        left, right = grid[0]
+        for (data, split), points in series.items():
+            sizes = [size for size, _ in points]
+            style = "-" if split == "non-IID" else "--"
+            left.plot(sizes, [e.mean for _, e in points], style, color=COLOURS[datasets.index(data)], marker="o", label=f"{data} {split}")
+            right.plot(sizes, [e.runs[0].per_round.trainable for _, e in points], color="#333333", marker="o")
+        left.set(xlabel="embedding size", ylabel="accuracy after fine-tuning, weighted (%)", xscale="log")
+        right.set(xlabel="embedding size", ylabel="elements of a client in a round", xscale="log", yscale="log")
+        for axes in (left, right):
+            _plain(axes)
+            axes.set_xticks(sizes_shown, labels=[str(s) for s in sizes_shown])
+            axes.minorticks_off()
+        left.legend(frameon=False, fontsize=8)
+
+    return canvas(2, (8.6, 3.8), draw, path)
+
+
+def accuracy_over_cost(found: dict[Cell, Entry], path: Path) -> Path | None:
+    """Accuracy after fine-tuning over what one user has sent and received: Table 3 as a picture."""
+    shown = [(c, e.runs[0]) for c, e in found.items() if e.runs]
+    if not shown:
+        return None
+
+    def draw(figure: Figure, grid: np.ndarray) -> None:
+        axes = grid[0, 0]
+        for i, (cell, run) in enumerate(shown):
+            cohort = max(1, round(run.config["participation"] * run.config["num_clients"]))
+            points = [(e["trainable"] / cohort / 1e6, 100 * e["after"]["weighted"]) for e in run.evaluations if e["after"]]
+            style = DASHES[(i // len(COLOURS)) % len(DASHES)]
+            axes.plot(*zip(*points, strict=True), style, color=COLOURS[i % len(COLOURS)], marker=".", label=cell.row, linewidth=1.6)
+        axes.set(xlabel="millions of elements of one user, up and down", ylabel="accuracy after fine-tuning, weighted (%)")
+        _plain(axes)
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+
+    return canvas(1, (6.8, 4.2), draw, path)

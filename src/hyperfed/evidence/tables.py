@@ -1,0 +1,195 @@
+"""The papers' tables from the store: ours, the paper's, the difference, and how complete each cell is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from hyperfed.evidence import paper
+from hyperfed.evidence.plans import TABLE2, Cell
+from hyperfed.evidence.store import Store
+from hyperfed.evidence.sweep import rounds_done
+from hyperfed.report.html import Table
+from hyperfed.report.runs import RunFiles
+
+LEVELS = (10, 20, 30, 40, 50, 60, 70)
+ACCURACY = "Accuracy in % of all clients' personalised models after fine-tuning, weighted by test samples, at the last round."
+SPREAD = "Mean ± standard deviation over seeds; the difference is in points."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The runs of one cell over its seeds. ``state`` is empty where all of them are finished."""
+
+    cell: Cell
+    runs: tuple[RunFiles, ...]
+    wanted: int
+    state: str
+    rate: str
+
+    @property
+    def values(self) -> list[float]:
+        """Final accuracy per seed, %."""
+        return [100 * final(run) for run in self.runs]
+
+    @property
+    def mean(self) -> float | None:
+        """Over seeds."""
+        return fmean(self.values) if self.runs else None
+
+    @property
+    def text(self) -> str:
+        """``62.1 ± 0.4``, with what is missing in words."""
+        if not self.runs:
+            return self.state
+        spread = f" ± {pstdev(self.values):.1f}" if len(self.runs) > 1 else ""
+        return f"{self.mean:.1f}{spread}" + (f" ({self.state})" if self.state else "")
+
+
+def final(run: RunFiles) -> float:
+    """After fine-tuning where it was done, in [0, 1]."""
+    return float((run.last["after"] or run.last["before"])["weighted"])
+
+
+def entries(cells: Sequence[Cell], store: Store, work: Path) -> dict[Cell, Entry]:
+    """The cells of a plan, seeds together: the key has seed 0. Runs of several versions are refused."""
+    by_cell: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        by_cell.setdefault(replace(cell, seed=0), []).append(cell)
+    found = {key: _entry(key, seeds, store, work) for key, seeds in by_cell.items()}
+    store.same_version([run for entry in found.values() for run in entry.runs])
+    return found
+
+
+def _entry(key: Cell, seeds: Sequence[Cell], store: Store, work: Path) -> Entry:
+    chosen = [store.choose(cell) for cell in seeds]
+    runs = tuple(run for c in chosen if c is not None and (run := store.get(c)) is not None)
+    notes = [f"{len(runs)} of {len(seeds)} seeds"] if len(runs) < len(seeds) else []
+    for cell in chosen:
+        if cell is None or store.get(cell) is not None:
+            continue
+        if store.failure(cell) is not None:
+            notes.append(f"seed {cell.seed} diverged")
+        elif done := rounds_done(work / cell.scale / cell.name):
+            notes.append(f"seed {cell.seed}: {done} of {cell.composed()['rounds']} rounds")
+    rate = next((c.rate for c in chosen if c is not None and c.rate), "0.1, multistep")
+    return Entry(key, runs, len(seeds), ", ".join(notes), rate if chosen[0] is not None else "not chosen yet")
+
+
+def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """A cell of a table; "-" for nothing."""
+    return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def accuracy_rows(found: dict[Cell, Entry]) -> list[dict[str, Any]]:
+    """One dictionary per cell: what the CSV file holds."""
+    rows = []
+    for cell, entry in found.items():
+        theirs = paper.accuracy(cell.row, cell.dataset, cell.split)
+        mean = entry.mean
+        rows.append(
+            {
+                "method": cell.row,
+                "dataset": cell.dataset,
+                "partition": cell.split,
+                "scale": cell.scale,
+                "settings": " ".join(cell.extra),
+                "accuracy": None if mean is None else round(mean, 2),
+                "std": round(pstdev(entry.values), 2) if len(entry.runs) > 1 else None,
+                "seeds": len(entry.runs),
+                "seeds_wanted": entry.wanted,
+                "paper": theirs,
+                "difference": None if mean is None or theirs is None else round(mean - theirs, 2),
+                "learning_rate": entry.rate,
+                "elements_per_client_and_round": entry.runs[0].per_round.trainable if entry.runs else None,
+                "state": entry.state or "complete",
+            }
+        )
+    return rows
+
+
+def table2(found: dict[Cell, Entry]) -> list[Table]:
+    """One table per data set: methods down, non-IID and IID across."""
+    tables = []
+    for data in dict.fromkeys(c.dataset for c in found):
+        splits = list(dict.fromkeys(c.split for c in found if c.dataset == data))
+        rows = []
+        for name in [m for m in TABLE2 if any(c.row == m and c.dataset == data for c in found)]:
+            row = [name]
+            for split in splits:
+                entry = next(e for c, e in found.items() if (c.row, c.dataset, c.split) == (name, data, split))
+                theirs = paper.accuracy(name, data, split)
+                gap = None if entry.mean is None or theirs is None else entry.mean - theirs
+                row += [entry.text, number(theirs), number(gap, sign=True), entry.rate]
+            rows.append(row)
+        columns = ["method", *(f"{split}: {what}" for split in splits for what in ("ours", "paper", "difference", "learning rate"))]
+        tables.append(Table(f"Table 2, {data}", columns, rows, f"{ACCURACY} {SPREAD}"))
+    return tables
+
+
+def costs(run: RunFiles) -> dict[int, tuple[float, int]]:
+    """Level -> millions of elements of one user and rounds, at the first evaluation whose accuracy after fine-tuning reaches it.
+
+    A user's cost is what the ledger has for all, over the size of the cohort: as in the paper, a user that takes part in every round.
+    """
+    cohort = max(1, round(run.config["participation"] * run.config["num_clients"]))
+    sent = {0: 0} | {number: elements for number, elements, _ in run.detail.totals}
+    reached: dict[int, tuple[float, int]] = {}
+    for e in run.evaluations:
+        for level in LEVELS:
+            if e["after"] and level not in reached and 100 * e["after"]["weighted"] >= level:
+                reached[level] = (sent.get(e["round"], 0) / cohort / 1e6, e["round"])
+    return reached
+
+
+def table3(found: dict[Cell, Entry]) -> Table:
+    """Two lines a method: ours (the first seed there is) and the paper's."""
+    rows = []
+    for cell, entry in found.items():
+        if entry.runs:
+            reached = costs(entry.runs[0])
+            mine = [f"{reached[level][0]:.2f} ({reached[level][1]})" if level in reached else "-" for level in LEVELS]
+            rows.append([f"{cell.row}, ours", f"{entry.runs[0].per_round.trainable / 1e6:.2f}", *mine])
+        else:
+            rows.append([f"{cell.row}, ours", entry.state, *["-"] * len(LEVELS)])
+        theirs = [paper.cost(cell.row, level) for level in LEVELS]
+        rows.append(
+            [f"{cell.row}, paper", number(paper.figure("table3_cost_to_accuracy", cell.row, "cpr_million"), 2)]
+            + ["-" if cost is None else f"{cost:.2f} ({rounds:.0f})" for cost, rounds in theirs]
+        )
+    note = (
+        "Millions of elements of one user, up and down, and in brackets rounds, until the accuracy after fine-tuning (all clients, "
+        "weighted) first reaches each level; looked at every fourth round. 'Per round': the mean over clients and rounds."
+    )
+    return Table("Table 3, CIFAR-10 IID", ["method", "per round", *(f"{level} %" for level in LEVELS)], rows, note)
+
+
+def final_cost(run: RunFiles) -> float:
+    """Elements of all clients until the evaluation with the highest accuracy before fine-tuning: when the run has come to its end."""
+    best = max(run.evaluations, key=lambda e: e["before"]["weighted"])
+    return float(best["trainable"])
+
+
+def table4(found: dict[Cell, Entry]) -> Table:
+    """Method over HFN against the method alone, cell by cell."""
+    rows = []
+    for cell, entry in found.items():
+        if not cell.row.startswith("HFN+"):
+            continue
+        alone = found[replace(cell, row=cell.row.removeprefix("HFN+"), experiment="table2")]
+        theirs = paper.gain(cell.row, cell.dataset, cell.split)
+        if entry.runs and alone.runs:
+            assert entry.mean is not None and alone.mean is not None
+            cost = 100 * fmean(map(final_cost, entry.runs)) / max(fmean(map(final_cost, alone.runs)), 1.0)
+            state = "; ".join(s for s in (alone.state, entry.state) if s)
+            ours = [f"{entry.mean - alone.mean:+.1f}" + (f" ({state})" if state else ""), f"{cost:.0f} %"]
+        else:
+            ours = ["; ".join(f"{e.cell.row}: {e.state}" for e in (alone, entry) if not e.runs), "-"]
+        paper_cost = "-" if theirs[1] is None else f"{theirs[1]:.0f} %"
+        rows.append([f"{cell.row}, {cell.dataset} {cell.split}", ours[0], number(theirs[0], sign=True), ours[1], paper_cost])
+    note = (
+        "Gain in points of accuracy after fine-tuning over the method alone. Traffic: elements until the evaluation with the run's highest "
+        "accuracy, in % of the same of the method alone."
+    )
+    return Table("Table 4", ["method and cell", "gain: ours", "gain: paper", "traffic: ours", "traffic: paper"], rows, note)
