@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from hyperfed.core import UserError
 
@@ -82,7 +82,7 @@ class Section:
     blocks: Sequence["Block"]
 
 
-Block = Union[str, Caution, Table, Image, Chart, Legend, Section]
+Block = str | Caution | Table | Image | Chart | Legend | Section
 
 
 def build_page(title: str, sections: Sequence[Section], lead: Sequence[Block] = ()) -> str:
@@ -102,7 +102,8 @@ def build_page(title: str, sections: Sequence[Section], lead: Sequence[Block] = 
     drawn = any(isinstance(b, Chart) for b in _all([*lead, *sections]))
     library = f'<script type="application/octet-stream" id="library">{_library()}</script>' if drawn else ""
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="generator" content="HyperFed">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n'
         f'<header><h1>{escape(title)}</h1><button type="button" id="theme" aria-pressed="false">Dark</button></header>\n'
@@ -148,7 +149,7 @@ def _block(block: Block, level: int) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in table.columns)
-    rows = "".join(f'<tr><th scope="row">{escape(r[0])}</th>{"".join(f"<td>{escape(c)}</td>" for c in r[1:])}</tr>\n' for r in table.rows)
+    rows = "".join(f'<tr><th scope="row">{escape(r[0])}</th>{"".join(f"<td>{_cell(c)}</td>" for c in r[1:])}</tr>\n' for r in table.rows)
     name = escape(table.caption)
     hidden = ' class="unseen"' if table.folded else ""
     grid = (
@@ -157,6 +158,10 @@ def _table(table: Table) -> str:
     )
     note = f'<p class="note">{escape(table.note)}</p>\n' if table.note else ""
     return f"<details><summary>{name}</summary>{grid}{note}</details>\n" if table.folded else grid + note
+
+
+def _cell(text: str) -> str:
+    return escape(text).replace(" ± ", "\u00a0±\u00a0")
 
 
 def _image(image: Image) -> str:

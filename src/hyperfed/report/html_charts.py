@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from numpy.typing import ArrayLike
 
 from hyperfed.core import Role
 from hyperfed.report.comparison import KINDS
@@ -19,9 +22,15 @@ AXIS = {"showspikes": False, "zeroline": False}
 ACCURACY = {**AXIS, "title": {"text": "accuracy (%)"}}
 
 
-def listed(values: np.ndarray, digits: int = 3) -> list[float]:
+def listed(values: ArrayLike, digits: int = 3) -> list[float]:
     """Numbers short enough for a page."""
     return np.asarray(values, dtype=float).round(digits).tolist()
+
+
+def cividis(power: float) -> list[list[Any]]:
+    """A colour scale for every kind of sight; ``power`` 2 gives small values more of it, as a square root does."""
+    steps = np.linspace(0, 1, 17)
+    return [[float(t**power), to_hex(colormaps["cividis"](t))] for t in steps]
 
 
 def megabytes(group: Group, rounds: Sequence[int]) -> list[float]:
@@ -54,7 +63,12 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
             traces.append({"type": "scatter", "x": listed(x), "y": listed(y.mean(0)), "name": group.label, "meta": meta, **extra})
     title = "Accuracy over rounds" if over == "rounds" else "Accuracy over payload sent"
     axis = {**AXIS, "title": {"text": "round" if over == "rounds" else "payload of all clients so far (MB)"}}
-    layout = {"xaxis": axis, "yaxis": ACCURACY, "showlegend": False, "hovermode": "closest" if len(groups) > 8 or over == "bytes" else "x unified"}
+    layout = {
+        "xaxis": axis,
+        "yaxis": ACCURACY,
+        "showlegend": False,
+        "hovermode": "closest" if len(groups) > 8 or over == "bytes" else "x unified",
+    }
     note = "Filled markers: before fine-tuning; hollow: after it. Band: least to greatest of the seeds."
     return Chart(title, _ends(groups), traces, layout, log="x", starts_log=over == "bytes", note=note)
 
@@ -94,7 +108,12 @@ def _ranked_traces(groups: Sequence[Group], text: str, local: Group | None = Non
             y, who = ranked(group, kind, local)
             if len(y) and group is not local:
                 x = 100 * (np.arange(len(y)) + 0.5) / len(y)
-                mode = {"type": "scatter", "mode": "lines+markers", "line": {"shape": "hv", "width": 1.5}, "marker": {"size": 5}}
+                mode = {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "line": {"shape": "hv", "width": 1.5},
+                    "marker": {"size": 6, "maxdisplayed": 30},
+                }
                 hover = {"customdata": who, "hovertemplate": "%{customdata}: " + text, "meta": {"method": i, "kind": kind}}
                 traces.append({**mode, "x": listed(x, 2), "y": listed(y, 2), "name": group.label, **hover})
     return traces
@@ -102,7 +121,16 @@ def _ranked_traces(groups: Sequence[Group], text: str, local: Group | None = Non
 
 def clients_chart(groups: Sequence[Group]) -> Chart:
     """Every client's accuracy, sorted from worst to best; the worst tenth is shaded."""
-    shade = {"type": "rect", "xref": "x", "yref": "paper", "x0": 0, "x1": 100 * WORST, "y0": 0, "y1": 1, "fillcolor": "rgba(128,128,128,0.18)"}
+    shade = {
+        "type": "rect",
+        "xref": "x",
+        "yref": "paper",
+        "x0": 0,
+        "x1": 100 * WORST,
+        "y0": 0,
+        "y1": 1,
+        "fillcolor": "rgba(128,128,128,0.18)",
+    }
     axis = {**AXIS, "title": {"text": "clients from worst to best (%)"}, "range": [0, 100]}
     layout = {"xaxis": axis, "yaxis": ACCURACY, "shapes": [{**shade, "line": {"width": 0}, "layer": "below"}], "showlegend": False}
     alt = "One curve per method over the clients sorted by accuracy; the table of clients gives mean, worst tenth and worst client."
@@ -127,18 +155,21 @@ def labels_chart(run: RunFiles) -> Chart:
     clients = list(range(len(counts)))
     turned = counts.shape[0] < counts.shape[1]
     grid = counts if turned else counts.T
-    shown = [[n if n else None for n in row] for row in grid.tolist()]
+    shown = [[n or None for n in row] for row in grid.tolist()]
     classes = {"title": {"text": "class"}, "type": "category"}
     across, down = (classes, {"title": {"text": "client"}}) if turned else ({"title": {"text": "client"}}, classes)
     hover = ("class %{x}, client %{y}" if turned else "client %{x}, class %{y}") + ": %{z} samples<extra></extra>"
     x, y = (names, clients) if turned else (clients, names)
     bar = {"thickness": 10, "title": {"text": "samples", "side": "right"}}
-    trace = {"type": "heatmap", "x": x, "y": y, "z": shown, "colorscale": "Cividis", "hovertemplate": hover, "colorbar": bar, "xgap": 1, "ygap": 1}
+    scale = {"colorscale": cividis(2), "zmin": 0, "zmax": int(counts.max()), "colorbar": bar}
+    trace = {"type": "heatmap", "x": x, "y": y, "z": shown, **scale, "hovertemplate": hover, "xgap": 1, "ygap": 1}
     kinds = (counts > 0).sum(1)
     alt = f"{counts.sum():,} samples on {len(counts)} clients; a client holds {kinds.min()} to {kinds.max()} of {counts.shape[1]} classes."
     plain = {"showgrid": False, "zeroline": False}
     layout = {"xaxis": {**across, **plain}, "yaxis": {**down, **plain, "autorange": "reversed"}}
-    return Chart(f"Labels of the clients, seed {run.config['seed']}", alt, [trace], layout, note="No colour: the client has no sample of it.")
+    return Chart(
+        f"Labels of the clients, seed {run.config['seed']}", alt, [trace], layout, note="No colour: the client has no sample of it."
+    )
 
 
 def similarity_chart(run: RunFiles, label: str, group: np.ndarray | None, found: Separation) -> Chart:
@@ -150,9 +181,10 @@ def similarity_chart(run: RunFiles, label: str, group: np.ndarray | None, found:
             style = {"type": "line", "line": {"color": colour, "width": width}}
             lines.append({**style, "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1})
             lines.append({**style, "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": at, "y1": at})
-    hover = "client %{x} and client %{y}: %{z:.3f}<extra></extra>"
+    hover = "client %{x} and client %{y}: %{z:.6~f}<extra></extra>"
     bar = {"thickness": 10, "title": {"text": "cosine", "side": "right"}}
-    trace = {"type": "heatmap", "z": [listed(row, 4) for row in cosine], "colorscale": "Cividis", "hovertemplate": hover, "colorbar": bar}
+    scale = {"colorscale": cividis(1), "zmin": min(float(cosine.min()), 1 - 1e-4), "zmax": 1, "colorbar": bar}
+    trace = {"type": "heatmap", "z": [listed(row, 6) for row in cosine], **scale, "hovertemplate": hover}
     plain = {"showgrid": False, "zeroline": False, "constrain": "domain", "title": {"text": "client"}}
     layout = {"xaxis": plain, "yaxis": {**plain, "autorange": "reversed", "scaleanchor": "x"}, "shapes": lines}
     alt = f"Mean cosine of two different clients {found.overall:.3f}" + (
@@ -166,7 +198,9 @@ def cost_chart(groups: Sequence[Group]) -> Chart:
     """Elements up + down of one client in one round, stacked by what the tensors are for."""
     known = [(i, g) for i, g in enumerate(groups) if g.runs[0].detail.roles]
     traces = []
-    for role in sorted({r for _, g in known for r in g.runs[0].detail.roles}, key=lambda r: (ROLES.index(r) if r in ROLES else len(ROLES), r)):
+    for role in sorted(
+        {r for _, g in known for r in g.runs[0].detail.roles}, key=lambda r: (ROLES.index(r) if r in ROLES else len(ROLES), r)
+    ):
         values = [g.runs[0].detail.roles.get(role, 0) for _, g in known]
         meta = {"role": ROLES.index(role) if role in ROLES else len(ROLES), "methods": [i for i, _ in known]}
         hover = "%{x:,} elements<extra>" + role + "</extra>"

@@ -61,6 +61,8 @@ def check(run: RunFiles) -> None:
     for name, value in shapes.items():
         if len(value) and len(np.array(value, dtype=float)) != clients:
             raise ValueError(f"{name} has {len(value)} rows for {clients} clients")
+    if detail.similarity and (np.shape(detail.similarity) != (clients, clients) or not np.isfinite(detail.similarity).all()):
+        raise ValueError("similarity is no square of finite numbers")
 
 
 def load(paths: Sequence[str | Path]) -> tuple[list[RunFiles], list[str]]:
@@ -75,7 +77,7 @@ def load(paths: Sequence[str | Path]) -> tuple[list[RunFiles], list[str]]:
             first = problem.errors()[0]
             damaged.append(f"{path.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}.")
         except UserError as problem:
-            damaged.append(f"{path.name}: {problem}")
+            damaged.append(str(problem))
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
             damaged.append(f"{path.name}: {type(problem).__name__} {problem}.")
     if not runs:

@@ -89,7 +89,8 @@ def _curve_table(groups: Sequence[Group]) -> Table:
     rows = []
     for g in groups:
         rounds, y = g.curve("before")
-        after = dict(zip(*(lambda r, a: (r, a.mean(0)))(*g.curve("after")), strict=True))
+        tuned, z = g.curve("after")
+        after = dict(zip(tuned, z.mean(0), strict=True))
         for r, sent, value in zip(rounds, megabytes(g, rounds), y.mean(0), strict=True):
             rows.append([g.label, f"{r}", f"{sent:,.3f}", f"{value:.1f}", f"{after[r]:.1f}" if r in after else "-"])
     return Table("Numbers of both charts", ("method", "round", "MB so far", "before: mean %", "after: mean %"), rows, folded=True)
@@ -101,7 +102,9 @@ def _clients(groups: Sequence[Group]) -> list[Block]:
         return ["These runs were kept without the results of each client."]
     kind = KINDS[all(len(ranked(g, "after")[0]) for g in known)]
     local = local_of(known)
-    columns = ["method", "clients", "mean %", "worst 10 %: mean %", "worst %"] + ["gain", "lose", "equal", "mean gain"] * (local is not None)
+    columns = ["method", "clients", "mean %", "worst 10 %: mean %", "worst %"] + ["gain", "lose", "equal", "mean gain"] * (
+        local is not None
+    )
     rows = []
     for g in known:
         y, _ = ranked(g, kind)
@@ -115,7 +118,7 @@ def _clients(groups: Sequence[Group]) -> list[Block]:
     if local:
         note += f" Gain and lose: number of clients above and below {local.label} of the same seed; mean gain in percentage points."
     charts = [clients_chart(groups), *([gains_chart(groups, local)] if local and len(known) > 1 else [])]
-    return [Table("Clients", columns, rows, note), *charts, _client_table(known, kind)]
+    return [Table("Accuracy of the clients", columns, rows, note), *charts, _client_table(known, kind)]
 
 
 def _client_table(groups: Sequence[Group], kind: str) -> Table:
@@ -144,7 +147,8 @@ def _similarity(groups: Sequence[Group]) -> list[Block]:
         for run in (r for r in g.runs if r.detail.similarity):
             group = group_of_clients(run.config)
             number = separation(np.array(run.detail.similarity), group)
-            rows.append([g.label, f"{run.config['seed']}", *("-" if np.isnan(v) else f"{v:.4f}" for v in number)])
+            rows.append([g.label, f"{run.config['seed']}", *("-" if np.isnan(v) else f"{v:.4f}" for v in number[:3])])
+            rows[-1].append("-" if np.isnan(number.difference) else f"{number.difference:+.2g}")
             charts += [] if shown else [similarity_chart(run, g.label, group, number)]
             shown = True
     columns = ("method", "seed", "all pairs", "within a group", "between groups", "within minus between")
@@ -206,7 +210,9 @@ def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list
                 paths.append(plot_label_distribution(counts, counted.detail.class_names, at("labels")))
             for run in (r for r in firsts if r.detail.similarity):
                 caption = f"{run.label}, {name}, seed {run.config['seed']}"
-                where = at("similarity" if sum(bool(r.detail.similarity) for r in firsts) == 1 else f"similarity_{_name(run.label, True, 's')}")
+                where = at(
+                    "similarity" if sum(bool(r.detail.similarity) for r in firsts) == 1 else f"similarity_{_name(run.label, True, 's')}"
+                )
                 paths.append(plot_similarity(np.array(run.detail.similarity), group_of_clients(run.config), where, caption))
     return paths
 

@@ -12,7 +12,7 @@ from hyperfed.data.partition import Groups
 
 
 class Separation(NamedTuple):
-    """Mean cosine of two different clients; of one group, of two groups, and the first minus the second. NaN where there is no such pair."""
+    """Mean cosine of two different clients; of one group, of two, and their difference. NaN where there is no such pair."""
 
     overall: float
     within: float

@@ -38,7 +38,7 @@ function painted(original, {hidden, kind}, log, inks) {
     if (trace.fill) trace.fillcolor = own.replace('rgb(', 'rgba(').replace(')', ', 0.15)');
   }
   if (meta.role !== undefined) {
-    trace.marker = {color: inks[meta.role % 8], pattern: {shape: PATTERNS[meta.role % 8], fgcolor: inks.paper, size: 6, solidity: 0.25}};
+    trace.marker = {color: inks[meta.role % 8], pattern: {shape: PATTERNS[meta.role % 8], fillmode: 'overlay', fgcolor: inks.paper, size: 7, solidity: 0.2}};
   }
   const stays = (trace.x ?? []).map((x, i) => (log !== 'x' || x > 0) && (log !== 'y' || trace.y[i] > 0) && !hidden.has(meta.methods?.[i]));
   if (stays.includes(false)) {
@@ -63,8 +63,8 @@ function draw({element, spec, button}, width) {
     margin: {l: 50, r: 12, t: 12, b: 44, ...layout.margin}, dragmode: matchMedia('(pointer: coarse)').matches ? false : 'zoom',
   });
   const wide = width ?? element.clientWidth;
-  layout.width = wide;
-  layout.height = spec.square ? Math.min(wide, 560) : layout.height ?? Math.max(280, Math.min(400, wide * 0.75));
+  layout.width = spec.square ? Math.min(wide, 600) : wide;
+  layout.height = spec.square ? 0.85 * layout.width : layout.height ?? (width ? 300 : Math.max(280, Math.min(400, wide * 0.75)));
   const traces = spec.traces.map((t) => painted(t, choices(element), log, inks));
   return Plotly.react(element, traces, layout, {displayModeBar: false, responsive: false});
 }
