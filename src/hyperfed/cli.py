@@ -1,4 +1,4 @@
-"""``hyperfed``: run, compare, list, quickstart."""
+"""``hyperfed``: run, compare, report, list, quickstart."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ EXAMPLES = """examples:
   hyperfed quickstart                                    HFN, FedAvg, FedPer and Local on digits, side by side
   hyperfed run method=hfn dataset=mnist partition=dirichlet partition.alpha=0.5
   hyperfed compare runs/*                                one table, two plots
+  hyperfed report runs -o report.html                    all there is to see of them, as one page
 """
 QUICKSTART = ("hfn", "fedavg", "fedper", "local")
 
@@ -33,6 +34,15 @@ def _keep(folders: Sequence[str], out: Path) -> None:
     from hyperfed.report.runs import keep, read_run
 
     print("kept:", *(keep(read_run(f), out) for f in folders))
+
+
+def _report(known: argparse.Namespace) -> None:
+    from hyperfed.report.html_report import report
+
+    written, damaged = report(known.runs, known.out, title=known.title, figures=known.figures, tables=known.tables)
+    for sentence in damaged:
+        print(f"hyperfed: left out: {sentence}", file=sys.stderr)
+    print("written:", *written)
 
 
 def _list() -> None:
@@ -94,6 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep = commands.add_parser("keep", help="write runs as small JSON files, to be committed; 'compare' reads them, too")
     keep.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
     keep.add_argument("-o", "--out", type=Path, default=Path("results"), help="where they go (default: ./results)")
+    page = commands.add_parser("report", help="one HTML page of runs, with charts; opens offline")
+    page.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a kept run (.json), or a folder of them")
+    page.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page (default: ./report.html)")
+    page.add_argument("--title", default="HyperFed report", help="its heading")
+    page.add_argument("--figures", type=Path, metavar="DIR", help="write the plots as PNG and SVG there, too")
+    page.add_argument("--tables", type=Path, metavar="DIR", help="write the comparison as Markdown, CSV and LaTeX there, too")
     commands.add_parser("list", help="methods, models, data sets, partitions")
     commands.add_parser("quickstart", help="HFN, FedAvg, FedPer and Local on digits", add_help=False)
     commands.add_parser("reproduce", help="a table or figure of the HyperFedNet paper, ours beside theirs", add_help=False)
@@ -117,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return guarded(lambda: _compare(known.runs, known.out))
     if known.command == "keep":
         return guarded(lambda: _keep(known.runs, known.out))
+    if known.command == "report":
+        return guarded(lambda: _report(known))
     return guarded(_list)
 
 

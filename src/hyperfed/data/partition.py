@@ -113,6 +113,10 @@ class Groups:
         _at_least("partition.num_groups", self.num_groups, 1)
         _at_least("partition.classes_per_client", self.classes_per_client, 1)
 
+    def groups(self, num_clients: int) -> np.ndarray:
+        """The group of each client, int [num_clients]."""
+        return np.repeat(np.arange(self.num_groups), [len(part) for part in np.array_split(np.arange(num_clients), self.num_groups)])
+
     def split(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Deal classes to groups, then samples to clients. Raises ``UserError`` for fewer clients than groups, or as Pathological."""
         if num_clients < self.num_groups:
@@ -120,8 +124,7 @@ class Groups:
         classes, sizes = np.unique(labels, return_counts=True)
         dealt = _deal_classes(self.num_groups, self.classes_per_client, len(classes), rng)
         groups_per_class = int(np.bincount(dealt.ravel()).max())
-        group = np.repeat(np.arange(self.num_groups), [len(part) for part in np.array_split(np.arange(num_clients), self.num_groups)])
-        return _share_out(labels, dealt[group], int(sizes.min()) // groups_per_class * self.num_groups, rng)
+        return _share_out(labels, dealt[self.groups(num_clients)], int(sizes.min()) // groups_per_class * self.num_groups, rng)
 
 
 PARTITIONS: dict[str, type] = {"iid": Iid, "dirichlet": Dirichlet, "pathological": Pathological, "groups": Groups}

@@ -19,7 +19,7 @@ MAX_TABLE_CLASSES = 12
 
 
 def plot_label_distribution(counts: np.ndarray, class_names: Sequence[str], path: str | Path) -> Path:
-    """Draw how many samples of each class each client has and write it as a PNG; returns its path.
+    """Draw how many samples of each class each client has and write it as a PNG, or as the path's ending says; returns its path.
 
     ``counts`` is int [num_clients, num_classes]. The longer of clients and classes runs across. Up to 40 across, the area of a bubble
     is its number of samples; beyond, cells are shaded, on a square-root scale. Bars give the totals of each client and each class.
@@ -50,7 +50,7 @@ def plot_label_distribution(counts: np.ndarray, class_names: Sequence[str], path
     samples, classes, clients = (f"{int(n):,} {one if n == 1 else many}" for n, one, many in sizes)
     figure.suptitle(f"{samples} of {classes} on {clients}", x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    figure.savefig(path, format=Path(path).suffix[1:] or "png")
     return Path(path)
 
 

@@ -97,9 +97,14 @@ def title(runs: Sequence[RunFiles]) -> str:
 
 
 def describe_setting(run: RunFiles) -> str:
-    """Data set, partition, clients, rounds and seed in one line."""
+    """Data set, partition, clients, participation and seed in one line."""
+    return f"{describe_data(run)}, {run.config['participation']:g} of them a round, seed {run.config['seed']}"
+
+
+def describe_data(run: RunFiles) -> str:
+    """Data set, partition and number of clients: what runs must share to be compared."""
     c = run.config
     spec = ", ".join(f"{k} {v}" for k, v in c["partition"].items() if k not in ("name", "min_examples"))
     split = c["partition"]["name"] + (f" ({spec})" if spec else "")
     part = "" if c["data"]["fraction"] == 1 else f", {c['data']['fraction']:g} of the data"
-    return f"{c['dataset']['name']}{part}, {split}, {c['num_clients']} clients, {c['participation']:g} of them a round, seed {c['seed']}"
+    return f"{c['dataset']['name']}{part}, {split}, {c['num_clients']} clients"

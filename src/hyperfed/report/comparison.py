@@ -1,0 +1,134 @@
+"""The comparison of methods over seeds: as text cells for a page, as Markdown and LaTeX, and as CSV with every digit."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperfed.core.files import write_text
+from hyperfed.report.runs import RunFiles
+from hyperfed.report.seeds import Group
+from hyperfed.report.tables import human_bytes
+from hyperfed.run.config import identity
+
+KINDS = ("before", "after")
+HEADINGS = {
+    "method": "method",
+    "before": "before: mean %",
+    "before_p10": "before: p10 %",
+    "after": "after: mean %",
+    "after_p10": "after: p10 %",
+    "paper": "paper %",
+    "difference": "minus paper",
+    "elements": "elements / client, round",
+    "bytes_per_round": "bytes / client, round",
+    "bytes_total": "bytes in all",
+    "cpu_seconds": "CPU s",
+    "rounds": "rounds",
+    "seeds": "seeds",
+}
+NOTE = (
+    "Accuracy of all clients' personalised models on their own test data, before and after fine-tuning: mean and 10th percentile over "
+    "clients, unweighted; ± is the standard deviation over seeds. Elements: trained parameters up + down of one client in one round."
+)
+PAPER_NOTE = " Minus paper: after fine-tuning (before it where there was none) minus the paper's figure, in percentage points."
+
+
+def distinct(groups: Sequence[Group]) -> list[Group]:
+    """Groups of one name get the settings in which they differ added to it."""
+    out = []
+    for group in groups:
+        mates = [identity(g.runs[0].config) for g in groups if g.label == group.label]
+        own = identity(group.runs[0].config)
+        keys = sorted(k for k in {k for m in mates for k in m} - {"seed"} if any(m.get(k) != mates[0].get(k) for m in mates))
+        extra = ", ".join(f"{k} {own.get(k, '-')}" for k in keys)
+        out.append(replace(group, label=f"{group.label} ({extra})") if extra else group)
+    return out
+
+
+def played(runs: Sequence[RunFiles]) -> str:
+    """``30``, or ``12 of 30`` where a run is unfinished: the least of the runs counts."""
+    run = min(runs, key=lambda r: r.last["round"] / max(r.config["rounds"], 1))
+    number, planned = run.last["round"], run.config["rounds"]
+    return f"{number}" if number >= planned else f"{number} of {planned}"
+
+
+def measures(group: Group, reference: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """One row as numbers, accuracies in % at the last round that all seeds have evaluated; None where there is no value."""
+    out: dict[str, Any] = {"method": group.label}
+    for kind in KINDS:
+        for name, value in ((kind, "mean"), (f"{kind}_p10", "p10")):
+            _, y = group.curve(kind, value)
+            out |= {name: float(y[:, -1].mean()), f"{name}_std": float(y[:, -1].std())} if y.size else {name: None, f"{name}_std": None}
+    paper = (reference or {}).get(group.runs[0].label)
+    best = out["before"] if out["after"] is None else out["after"]
+    out |= {"paper": paper, "difference": None if paper is None or best is None else best - paper}
+
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(values))
+
+    runs = group.runs
+    out |= {"elements": mean([r.per_round.trainable for r in runs]), "bytes_per_round": mean([r.per_round.bytes for r in runs])}
+    out |= {"bytes_total": mean([r.last["bytes"] for r in runs]), "cpu_seconds": mean([r.last["cpu_seconds"] for r in runs])}
+    return out | {"rounds": played(runs), "seeds": len(runs)}
+
+
+def cell(row: Mapping[str, Any], name: str, seeds: int) -> str:
+    """One number as text; accuracies with their spread over ``seeds``."""
+    value = row[name]
+    if value is None:
+        return "-"
+    if name in ("before", "before_p10", "after", "after_p10"):
+        return f"{value:.1f}" + (f" ± {row[f'{name}_std']:.1f}" if seeds > 1 else "")
+    if name in ("bytes_per_round", "bytes_total"):
+        return human_bytes(value)
+    forms = {"paper": "{:.2f}", "difference": "{:+.1f}", "elements": "{:,.0f}", "cpu_seconds": "{:,.1f}"}
+    return forms.get(name, "{}").format(value)
+
+
+def comparison(groups: Sequence[Group], reference: Mapping[str, float] | None = None) -> tuple[list[str], list[list[str]], str]:
+    """Headings, rows of cells and the note below; the two columns of the paper's figures only where ``reference`` has some."""
+    rows = [measures(g, reference) for g in groups]
+    against = any(row["paper"] is not None for row in rows)
+    names = [n for n in HEADINGS if against or n not in ("paper", "difference")]
+    cells = [[cell(row, n, row["seeds"]) for n in names] for row in rows]
+    return [HEADINGS[n] for n in names], cells, NOTE + (PAPER_NOTE if against else "")
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(columns) - 1), *lines[1:]]) + "\n"
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"} | {c: f"\\{c}" for c in "&%$#_{}"}
+
+
+def latex(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A LaTeX table with the rules of booktabs."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("--" if c == "-" else "".join(LATEX.get(x, x) for x in c) for c in cells) + r" \\"
+
+    head = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule", line(columns), r"\midrule"]
+    tail = [r"\bottomrule", r"\end{tabular}", rf"\caption{{{''.join(LATEX.get(x, x) for x in caption)}}}", r"\end{table}"]
+    return "\n".join(["% needs \\usepackage{booktabs}", *head, *map(line, rows), *tail]) + "\n"
+
+
+def write_tables(groups: Sequence[Group], reference: Mapping[str, float] | None, stem: Path, caption: str) -> list[Path]:
+    """``stem``.md, .tex and .csv; returns their paths."""
+    columns, rows, note = comparison(groups, reference)
+    text = io.StringIO()
+    numbers = [measures(g, reference) for g in groups]
+    writer = csv.DictWriter(text, list(numbers[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(numbers)
+    contents = {".md": f"{markdown(columns, rows)}\n{caption}. {note}\n", ".tex": latex(columns, rows, caption), ".csv": text.getvalue()}
+    paths = [stem.with_name(stem.name + ending) for ending in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_text(path, content)
+    return paths

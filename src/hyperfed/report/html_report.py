@@ -1,0 +1,242 @@
+"""``hyperfed report``: runs as one page, and as figures and tables for a paper."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperfed.core.files import write_text
+from hyperfed.report.comparison import KINDS, comparison, distinct, played, write_tables
+from hyperfed.report.html import Block, Caution, Legend, Section, Table, build_page
+from hyperfed.report.html_charts import (
+    WORST,
+    accuracy_chart,
+    clients_chart,
+    cost_chart,
+    each_client,
+    gains_chart,
+    labels_chart,
+    megabytes,
+    ranked,
+    similarity_chart,
+)
+from hyperfed.report.html_load import load
+from hyperfed.report.labels import plot_label_distribution
+from hyperfed.report.plots import plot_accuracy
+from hyperfed.report.runs import RunFiles
+from hyperfed.report.seeds import Group, group_by_seed, plot_groups
+from hyperfed.report.similarity import group_of_clients, plot_similarity, separation
+from hyperfed.report.tables import describe_data
+from hyperfed.run.config import flat, identity
+
+
+def settings(runs: Sequence[RunFiles]) -> dict[str, list[Group]]:
+    """Groups of runs by data set, partition and number of clients, in order of appearance; within one, no two have the same name."""
+    out: dict[str, list[Group]] = {}
+    for group in group_by_seed(runs):
+        out.setdefault(describe_data(group.runs[0]), []).append(group)
+    return {name: distinct(groups) for name, groups in out.items()}
+
+
+def local_of(groups: Sequence[Group]) -> Group | None:
+    """The first group of clients that train alone, without a hypernetwork."""
+    alone = (g for g in groups if g.runs[0].config["method"]["name"] == "local" and not g.runs[0].config.get("hypernet"))
+    return next(alone, None)
+
+
+def kind_of(groups: Sequence[Group]) -> str:
+    """What the charts show first: after fine-tuning where it has a curve everywhere, else both, or before alone."""
+    points = [len(g.curve("after")[0]) for g in groups]
+    return "after" if min(points) > 1 else "both" if max(points) else ""
+
+
+def section_of(name: str, groups: Sequence[Group], reference: Mapping[str, float] | None = None) -> Section:
+    """All there is to see of one setting. ``reference``: the paper's accuracy in % by method's name."""
+    runs = [run for g in groups for run in g.runs]
+    blocks: list[Block] = [_what(groups)]
+    unfinished = [f"{r.label}, seed {r.config['seed']}: {played([r])} rounds" for r in runs if " of " in played([r])]
+    if unfinished:
+        blocks.append(Caution(f"Unfinished, so no final result: {'; '.join(unfinished)}."))
+    blocks.append(Legend([g.label for g in groups], kind_of(groups)))
+    columns, rows, note = comparison(groups, reference)
+    blocks.append(Section("Comparison", [Table("Methods compared", columns, rows, note)]))
+    curves = [accuracy_chart(groups, over) for over in ("rounds", "bytes")]
+    blocks.append(Section("Accuracy over rounds and payload", [*curves, _curve_table(groups)]))
+    blocks.append(Section("Clients", _clients(groups)))
+    blocks.append(Section("Labels of the clients", _labels(runs)))
+    if any(run.detail.similarity for run in runs):
+        blocks.append(Section("Similarity of generated kernels", _similarity(groups)))
+    blocks.append(Section("Cost of a round", _cost(groups)))
+    blocks.append(Section("Configuration and versions", _configuration(groups)))
+    return Section(name, blocks)
+
+
+def _what(groups: Sequence[Group]) -> str:
+    runs = [run for g in groups for run in g.runs]
+
+    def values(key: str) -> str:
+        return ", ".join(dict.fromkeys(f"{flat(r.config)[key]}" for r in runs))
+
+    counts = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of {len(groups)} method{'s' if len(groups) > 1 else ''}"
+    return (
+        f"{counts}: {', '.join(g.label for g in groups)}. Seeds {values('seed')}; {values('rounds')} rounds; participation "
+        f"{values('participation')}; model {values('model.name')}; {values('local.epochs')} local epochs."
+    )
+
+
+def _curve_table(groups: Sequence[Group]) -> Table:
+    rows = []
+    for g in groups:
+        rounds, y = g.curve("before")
+        tuned, z = g.curve("after")
+        after = dict(zip(tuned, z.mean(0), strict=True))
+        for r, sent, value in zip(rounds, megabytes(g, rounds), y.mean(0), strict=True):
+            rows.append([g.label, f"{r}", f"{sent:,.3f}", f"{value:.1f}", f"{after[r]:.1f}" if r in after else "-"])
+    return Table("Numbers of both charts", ("method", "round", "MB so far", "before: mean %", "after: mean %"), rows, folded=True)
+
+
+def _clients(groups: Sequence[Group]) -> list[Block]:
+    known = [g for g in groups if len(ranked(g, "before")[0])]
+    if not known:
+        return ["These runs were kept without the results of each client."]
+    kind = KINDS[all(len(ranked(g, "after")[0]) for g in known)]
+    local = local_of(known)
+    columns = ["method", "clients", "mean %", "worst 10 %: mean %", "worst %"] + ["gain", "lose", "equal", "mean gain"] * (
+        local is not None
+    )
+    rows = []
+    for g in known:
+        y, _ = ranked(g, kind)
+        row = [g.label, f"{len(y)}", f"{y.mean():.1f}", f"{y[: max(round(WORST * len(y)), 1)].mean():.1f}", f"{y[0]:.1f}"]
+        if local:
+            d, _ = ranked(g, kind, local)
+            compared = len(d) and g is not local
+            row += [f"{(d > 0).sum()}", f"{(d < 0).sum()}", f"{(d == 0).sum()}", f"{d.mean():+.1f}"] if compared else ["-"] * 4
+        rows.append(row)
+    note = f"At the last evaluation, {kind} fine-tuning; clients of all seeds together. Mean %: every client counts the same."
+    if local:
+        note += f" Gain and lose: number of clients above and below {local.label} of the same seed; mean gain in percentage points."
+    charts = [clients_chart(groups), *([gains_chart(groups, local)] if local and len(known) > 1 else [])]
+    return [Table("Accuracy of the clients", columns, rows, note), *charts, _client_table(known, kind)]
+
+
+def _client_table(groups: Sequence[Group], kind: str) -> Table:
+    first = groups[0].runs[0]
+    seed, tests = first.config["seed"], first.detail.clients["tests"]
+    each = {g.label: each_client(run, kind) for g in groups for run in g.runs if run.config["seed"] == seed}
+    rows = [[f"{k}", f"{n}", *("-" if np.isnan(v[k]) else f"{v[k]:.1f}" for v in each.values())] for k, n in enumerate(tests)]
+    caption = f"Accuracy of every client, seed {seed}, {kind} fine-tuning (%)"
+    return Table(caption, ["client", "test samples", *each], rows, folded=True)
+
+
+def _labels(runs: Sequence[RunFiles]) -> list[Block]:
+    run = next((r for r in runs if r.detail.label_counts), None)
+    if run is None:
+        return ["These runs were kept without the labels of the clients."]
+    counts = run.detail.label_counts
+    names = run.detail.class_names or [f"{c}" for c in range(len(counts[0]))]
+    rows = [[f"{k}", f"{sum(row):,}", *(f"{n}" for n in row)] for k, row in enumerate(counts)]
+    return [labels_chart(run), Table("Samples of each class on each client", ["client", "samples", *names], rows, folded=True)]
+
+
+def _similarity(groups: Sequence[Group]) -> list[Block]:
+    rows, charts = [], []
+    for g in groups:
+        shown = False
+        for run in (r for r in g.runs if r.detail.similarity):
+            group = group_of_clients(run.config)
+            number = separation(np.array(run.detail.similarity), group)
+            rows.append([g.label, f"{run.config['seed']}", *("-" if np.isnan(v) else f"{v:.4f}" for v in number[:3])])
+            rows[-1].append("-" if np.isnan(number.difference) else f"{number.difference:+.2g}")
+            charts += [] if shown else [similarity_chart(run, g.label, group, number)]
+            shown = True
+    columns = ("method", "seed", "all pairs", "within a group", "between groups", "within minus between")
+    note = "Mean cosine of the kernels generated for two different clients. Groups: clients of the same classes (partition 'groups' only)."
+    return [Table("Mean similarity", columns, rows, note), *charts]
+
+
+def _cost(groups: Sequence[Group]) -> list[Block]:
+    if not any(g.runs[0].detail.roles for g in groups):
+        return ["No traffic by role of tensor is known of these runs: they sent nothing, or were kept without it."]
+    chart = cost_chart(groups)
+    names = [t["name"] for t in chart.traces]
+    rows = [[g.label, *(f"{g.runs[0].detail.roles.get(n, 0):,}" for n in names)] for g in groups if g.runs[0].detail.roles]
+    return [chart, Table("Elements by role", ["method", *names], rows, folded=True)]
+
+
+def _configuration(groups: Sequence[Group]) -> list[Block]:
+    each: list[dict[str, Any]] = [identity(g.runs[0].config) for g in groups]
+    keys = sorted({k for c in each for k in c} - {"seed"})
+    differing = [k for k in keys if any(c.get(k) != each[0].get(k) for c in each)]
+    blocks: list[Block] = []
+    if differing:
+        rows = [[k, *(f"{c.get(k, '-')}" for c in each)] for k in differing]
+        blocks.append(Table("Settings in which the methods differ", ["setting", *(g.label for g in groups)], rows))
+    same = [[k, f"{each[0][k]}"] for k in keys if k not in differing]
+    blocks.append(Table("Settings they share", ("setting", "value"), same, folded=True))
+    runs = []
+    for g in groups:
+        for run in g.runs:
+            versions, hardware = run.facts.get("versions", {}), run.facts.get("hardware", {})
+            used = ", ".join(f"{k} {v}" for k, v in (versions | hardware).items())
+            runs.append([run.folder.stem, g.label, f"{run.config['seed']}", played([run]), run.facts["identity"], used])
+    columns = ("run", "method", "seed", "rounds", "identity", "versions and machine")
+    return [*blocks, Table("Runs", columns, runs, "Identity: the same for runs of the same settings and seed.", folded=True)]
+
+
+def _name(prefix: str, several: bool, what: str) -> str:
+    slug = "".join(c if c.isalnum() else "_" for c in prefix.lower()).strip("_")
+    return f"{'_'.join(filter(None, slug.split('_')))}-{what}" if several else what
+
+
+def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list[Path]:
+    """Every picture of the report as PNG and SVG; returns their paths."""
+    paths = []
+    for name, groups in sections.items():
+        firsts = [g.runs[0] for g in groups]
+        for ending in ("png", "svg"):
+
+            def at(what: str, name: str = name, ending: str = ending) -> Path:
+                return folder / f"{_name(name, len(sections) > 1, what)}.{ending}"
+
+            for kind in KINDS:
+                curves = [g for g in groups if len(g.curve(kind)[0]) > 1]
+                paths += [plot_groups(curves, at(f"accuracy_{kind}"), kind, name)] if curves else []
+            paths.append(plot_accuracy(firsts, at("accuracy_over_bytes"), "bytes"))
+            counted = next((r for r in firsts if r.detail.label_counts), None)
+            if counted:
+                counts = np.array(counted.detail.label_counts)
+                paths.append(plot_label_distribution(counts, counted.detail.class_names, at("labels")))
+            for run in (r for r in firsts if r.detail.similarity):
+                caption = f"{run.label}, {name}, seed {run.config['seed']}"
+                where = at(
+                    "similarity" if sum(bool(r.detail.similarity) for r in firsts) == 1 else f"similarity_{_name(run.label, True, 's')}"
+                )
+                paths.append(plot_similarity(np.array(run.detail.similarity), group_of_clients(run.config), where, caption))
+    return paths
+
+
+def report(
+    paths: Sequence[str | Path],
+    out: Path,
+    *,
+    title: str = "HyperFed report",
+    reference: Mapping[str, float] | None = None,
+    figures: Path | None = None,
+    tables: Path | None = None,
+) -> tuple[list[Path], list[str]]:
+    """Write the page (and figures, tables) of ``paths``; returns what was written and a sentence for each run left out."""
+    runs, damaged = load(paths)
+    sections = settings(runs)
+    lead: list[Block] = []
+    if damaged:
+        lead.append(Caution(f"{len(damaged)} of {len(damaged) + len(runs)} files could not be read and are left out. {' '.join(damaged)}"))
+    write_text(out, build_page(title, [section_of(name, groups, reference) for name, groups in sections.items()], lead))
+    written = [out]
+    if figures:
+        written += write_figures(sections, figures)
+    for name, groups in sections.items() if tables else ():
+        assert tables is not None
+        written += write_tables(groups, reference, tables / _name(name, len(sections) > 1, "comparison"), name)
+    return written, damaged
