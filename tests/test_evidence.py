@@ -1,0 +1,248 @@
+"""Plans of the paper's tables, the sweep that plays them, and what a table says of a store that is not whole."""
+
+import json
+import math
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyperfed.core import UserError
+from hyperfed.evidence import paper
+from hyperfed.evidence.command import main, read_settings
+from hyperfed.evidence.plans import CANDIDATES, PLANS, TABLE2, TRIED, Ask, Cell, over_hypernetwork, plan
+from hyperfed.evidence.store import Store
+from hyperfed.evidence.sweep import Sweep
+from hyperfed.evidence.tables import costs, entries, table2, table3, table4
+from hyperfed.report.runs import RunFiles, read_run
+
+SMOKE = Ask("smoke", ("digits",), ("IID",), ("FedAvg", "FedPer"))
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store with the two runs of SMOKE."""
+    root = tmp_path_factory.mktemp("evidence")
+    out = Sweep(Store(root / "store"), root / "work", {}).play(plan("table2", SMOKE))
+    assert len(out.finished) == 2 and not out.failed and not out.left
+    yield root / "store"
+
+
+def numbers(store: Path) -> dict[str, Any]:
+    """What a store holds, seconds and hardware aside."""
+    kept: dict[str, Any] = {}
+    for path in sorted(store.rglob("*.json")):
+        run = json.loads(path.read_text())
+        for line in run["evaluations"]:
+            line.pop("seconds"), line.pop("cpu_seconds")
+        kept[path.name] = (run["config"], run["per_round"], run["evaluations"], run["detail"], run["facts"]["identity"])
+    return kept
+
+
+def test_the_plans_hold_the_papers_cells() -> None:
+    ask = Ask("paper", seeds=(1,))
+    assert {name: len(plan(name, ask)) for name in PLANS} == {"table2": 112, "table3": 12, "table4": 96, "fig3": 8, "fig5": 64}
+    assert {c.row for c in plan("table2", ask)} == {*TABLE2}
+    inside = {c.identity for c in plan("table2", ask) if (c.dataset, c.split) == ("cifar10", "IID")}
+    assert {c.identity for c in plan("table3", ask)} < inside  # Table 3 is read off Table 2's runs
+
+
+def test_paper_scale_is_the_papers_protocol() -> None:
+    composed = Cell("HFN", "cifar10", "non-IID", "paper", rate="0.01").composed()
+    assert (composed["num_clients"], composed["participation"], composed["rounds"]) == (100, 0.25, 150)
+    assert composed["local"] == {"epochs": 4, "batch_size": 128, "steps": None} and composed["finetune"]["epochs"] == 4
+    assert composed["model"] == {"name": "resnet", "width": 16, "blocks": 6} and composed["hypernet"]["embedding"] == 128
+    assert (composed["optim"]["lr"], composed["optim"]["schedule"]) == (0.01, "constant") and composed["optim"]["nesterov"]
+    assert composed["partition"]["alpha"] == 0.5 and composed["data"]["test_fraction"] == 0.2
+    assert Cell("HFN", "mnist", "IID", "paper").composed()["hypernet"]["embedding"] == 64
+    over = over_hypernetwork(Cell("FedBN", "cifar10", "IID", "paper")).composed()
+    assert over["method"]["name"] == "fedbn" and "head" in over["hypernet"]["share"]
+
+
+def test_learning_rates_are_chosen_on_a_validation_part_and_recorded(tmp_path: Path) -> None:
+    """The candidate with the higher validation accuracy wins; one that diverged cannot; one seed decides for all."""
+    cell = Cell("FedAvg", "digits", "IID", "mini", seed=3)
+    trials = cell.trials()
+    assert [t.rate for t in trials] == list(TRIED["mini"]) and {t.seed for t in trials} == {1}
+    composed = trials[0].composed()
+    assert composed["rounds"] == 4 and composed["data"]["validation"] == 0.2 and composed["eval"]["finetune"] == "last"
+    assert cell.composed()["data"]["validation"] is None
+    store = Store(tmp_path)
+    assert store.choose(cell) is None
+    for rate, accuracy in zip(TRIED["mini"], (0.3, 0.6), strict=True):
+        trial = replace(trials[0], rate=rate)
+        config = trial.composed()
+        line = {"round": config["rounds"], "before": {"mean": 0.1}, "after": {"weighted": accuracy}}
+        run = {"facts": {"identity": trial.identity}, "config": config, "per_round": {}, "evaluations": [line]}
+        store.path(trial).parent.mkdir(exist_ok=True)
+        store.path(trial).write_text(json.dumps(run))
+    chosen = Store(tmp_path).choose(cell)
+    assert chosen is not None and chosen.rate == "0.01" and chosen.seed == 3
+    store.path(trials[1]).unlink()
+    store.put_failure(trials[1], "nan")
+    chosen = Store(tmp_path).choose(cell)
+    assert chosen is not None and chosen.rate == "0.1, multistep"
+    assert set(TRIED["paper"]) == set(CANDIDATES)
+
+
+def test_finished_runs_are_not_repeated(played: Path, tmp_path: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in played.rglob("*.json")}
+    out = Sweep(Store(played), tmp_path / "work", {}).play(plan("table2", SMOKE))
+    assert len(out.finished) == 2 and {p: p.stat().st_mtime_ns for p in played.rglob("*.json")} == before
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_sweep_killed_at_any_point_ends_with_the_same_store(played: Path, tmp_path: Path) -> None:
+    """SIGKILL for the sweep, twice, at random times; its worker dies with it or is waited for; then once to the end."""
+    command = [sys.executable, "-m", "hyperfed.cli", "reproduce", "table2", "scale=smoke", "dataset=digits", "partition=IID"]
+    command += ["method=FedAvg,FedPer", "--results", str(tmp_path / "store"), "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out")]
+    rng = random.Random(time.time_ns())
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(1.0, 8.0))
+        process.kill()
+        process.wait()
+    for _ in range(5):  # a worker that outlived its sweep by a moment holds its folder's lock: that run is left for the next time
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        if "0 left" in done.stdout:
+            break
+    assert numbers(tmp_path / "store") == numbers(played)
+    assert "2 of 2 cells complete" in done.stdout and not any((tmp_path / "work/smoke").iterdir())
+
+
+def test_a_diverging_run_is_listed_and_does_not_stop_the_rest(tmp_path: Path) -> None:
+    """A learning rate of 1e30 goes to NaN at once; the run after it is played, and a second sweep does not try again."""
+    cells = plan("table2", replace(SMOKE, methods=("FedAvg", "Local")))
+    wild = replace(cells[0], extra=("optim.momentum=0", "optim.nesterov=false", "optim.clip=1e38", "optim.weight_decay=1e38"))
+    store = Store(tmp_path / "store")
+    for attempt in range(2):
+        out = Sweep(store, tmp_path / "work", {}).play([wild, cells[1]])
+        assert list(out.failed) == [wild] and "not finite" in out.failed[wild] and out.finished == [cells[1]], attempt
+    entry = entries([wild], store, tmp_path / "work")[replace(wild, seed=0)]
+    assert entry.state == "0 of 1 seeds, seed 1 diverged" and not entry.runs
+
+
+def test_a_mistake_in_the_settings_is_not_kept_as_a_failure(tmp_path: Path) -> None:
+    """Data that is not there: told, and tried again next time."""
+    cells = plan("table2", Ask("smoke", ("mnist",), ("IID",), ("FedAvg",)))
+    out = Sweep(Store(tmp_path / "store"), tmp_path / "work", {"data.root": str(tmp_path), "data.cache": str(tmp_path)}).play(cells)
+    assert "mnist" in out.failed[cells[0]] and not list((tmp_path / "store").rglob("*.json"))
+
+
+def test_at_the_deadline_runs_are_saved_and_resumed_later(played: Path, tmp_path: Path) -> None:
+    cells, store = plan("table2", SMOKE), Store(tmp_path / "store")
+    late = Sweep(store, tmp_path / "work", {}, deadline=time.monotonic() + 3.0).play(cells)
+    assert set(late.left) | set(late.finished) == set(cells) and late.left and not late.failed
+    assert not Sweep(store, tmp_path / "work", {}).play(cells).left
+    assert numbers(tmp_path / "store") == numbers(played)
+
+
+def test_a_damaged_file_is_named_and_counts_as_not_run(played: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(played, tmp_path / "store")
+    cells = plan("table2", SMOKE)
+    torn, odd = (Store(tmp_path / "store").path(c) for c in cells)
+    torn.write_text(torn.read_text()[:100])
+    other = json.loads(odd.read_text())
+    other["config"]["local"]["epochs"] = 7
+    odd.write_text(json.dumps(other))
+    store = Store(tmp_path / "store")
+    found = entries(cells, store, tmp_path)
+    assert [e.text for e in found.values()] == ["0 of 1 seeds"] * 2
+    assert store.damaged == [torn.name, odd.name] and torn.name in caplog.text and "another run than its name says" in caplog.text
+
+
+def test_versions_are_not_mixed(played: Path, tmp_path: Path) -> None:
+    shutil.copytree(played, tmp_path / "store")
+    path = Store(tmp_path / "store").path(plan("table2", SMOKE)[0])
+    path.write_text(path.read_text().replace('"hyperfed": "', '"hyperfed": "9.'))
+    with pytest.raises(UserError, match="different versions of hyperfed are not mixed"):
+        entries(plan("table2", SMOKE), Store(tmp_path / "store"), tmp_path)
+
+
+def test_a_cell_says_how_complete_it_is(played: Path, tmp_path: Path) -> None:
+    """One of two seeds, and a run under way after its fourth round."""
+    cells = plan("table2", replace(SMOKE, seeds=(1, 2)))
+    other = cells[-1]
+    (tmp_path / other.scale / other.name / "checkpoints/round-000004").mkdir(parents=True)
+    (tmp_path / other.scale / other.name / "checkpoints/round-000004/checkpoint.json").touch()
+    (table,) = table2(entries(cells, Store(played), tmp_path))
+    assert table.rows[0][1].endswith("(1 of 2 seeds)") and table.rows[1][1].endswith("(1 of 2 seeds, seed 2: 4 of 2 rounds)")
+
+
+def run_with(config: dict[str, Any], lines: list[tuple[int, float, int]], totals: list[list[int]]) -> RunFiles:
+    """A run made up of (round, accuracy after fine-tuning, elements so far)."""
+    evaluations = [
+        {"round": n, "before": {"weighted": a, "mean": a}, "after": {"weighted": a, "mean": a}, "trainable": e, "bytes": 4 * e}
+        for n, a, e in lines
+    ]
+    from hyperfed.core import Traffic
+    from hyperfed.report.runs import Detail
+
+    return RunFiles(Path("x"), config, evaluations, Traffic(100), {"versions": {"hyperfed": "1"}}, Detail(totals=totals))
+
+
+def test_table_3_counts_one_users_elements_until_a_level() -> None:
+    """Ten clients a round of 100,000 elements each: after four rounds one user has sent 0.4 million."""
+    totals = [[n, n * 1_000_000, 0] for n in range(1, 9)]
+    lines = [(0, 0.15, 0), (4, 0.31, 4_000_000), (8, 0.52, 8_000_000)]
+    reached = costs(run_with({"participation": 0.5, "num_clients": 20}, lines, totals))
+    assert reached == {10: (0.0, 0), 20: (0.4, 4), 30: (0.4, 4), 40: (0.8, 8), 50: (0.8, 8)}
+
+
+def test_tables_2_and_4_stand_beside_the_papers(played: Path, tmp_path: Path) -> None:
+    assert paper.accuracy("HFN", "cifar10", "non-IID") == 76.78 and paper.accuracy("FedBABU", "fashion_mnist", "IID") == 91.04
+    assert (
+        paper.accuracy("HFN", "digits", "IID") is None
+        and paper.cost("FedFomo", 50) == (307.91, 78)
+        and paper.cost("FedAvg", 70) == (None, None)
+    )
+    assert paper.gain("HFN+pFedLA", "mnist", "non-IID") == (-0.38, 12.0)
+    cells = plan("table4", Ask("smoke", ("digits",), ("IID",), ("FedAvg",)))
+    found = entries(cells, Store(played), tmp_path)
+    assert table4(found).rows == [["HFN+FedAvg, digits IID", "HFN+FedAvg: 0 of 1 seeds", "-", "-", "-"]]
+    assert "0 of 1 seeds" in table3(entries(plan("table3", Ask("mini", methods=("HFN",))), Store(played), tmp_path)).rows[0][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["table9"], "'table9'"),
+        (["table2", "scale=huge"], "scale 'huge' unknown"),
+        (["table2", "dataset=imagenet"], "dataset 'imagenet' unknown"),
+        (["table2", "method=fedavg"], "did you mean 'FedAvg'"),
+        (["table2", "seed=one"], "seed = 'one'"),
+        (["table2", "rounds=3"], "setting 'rounds' unknown"),
+        (["table2", "mini"], "NAME=VALUE"),
+        (["table2", "--jobs", "0"], "--jobs = 0"),
+        (["table3", "method=Centre"], "table3 has no run with method Centre"),
+        (["table2", "--budget-minutes", "-1"], "--budget-minutes"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        main([*arguments, "--show", "-o", str(tmp_path)])
+    assert sentence in str(told.value) and "\n" not in str(told.value)
+
+
+def test_settings_are_read() -> None:
+    ask, free = read_settings(["scale=paper", "dataset=mnist,cifar10", "seed=1,2", "data.root=x", "device=cuda"])
+    assert ask == Ask("paper", ("mnist", "cifar10"), seeds=(1, 2)) and free == {"data.root": "x", "device": "cuda"}
+
+
+def test_a_page_of_a_reproduction(played: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["table2", "scale=smoke", "dataset=digits", "partition=IID", "method=FedAvg,FedPer,HFN", "--show"]
+    assert main([*settings, "--results", str(played), "--work", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
+    assert "2 of 3 cells complete" in capsys.readouterr().out
+    folder = tmp_path / "out/table2-smoke"
+    assert {p.name for p in folder.iterdir()} == {"index.html", "table2.md", "table2.tex", "table2.csv"}
+    assert "0 of 1 seeds" in (folder / "table2.md").read_text() and "2 of 3 cells complete" in (folder / "index.html").read_text()
+    (run, _) = (read_run(p) for p in sorted(played.rglob("*.json")))
+    assert math.isclose(run.detail.totals[-1][1], run.last["trainable"]) and run.detail.clients["after"] and run.detail.roles["body"]
