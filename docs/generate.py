@@ -7,6 +7,11 @@ import re
 from pathlib import Path
 
 from hyperfed.core.files import write_text
+from hyperfed.evidence.page import completeness, result
+from hyperfed.evidence.plans import Ask, plan
+from hyperfed.evidence.store import Store
+from hyperfed.evidence.tables import entries
+from hyperfed.report.comparison import markdown
 from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.properties import properties_table
 from hyperfed.report.runs import RunFiles, read_run
@@ -15,7 +20,7 @@ from hyperfed.report.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs/img"
-PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md")
+PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md", "docs/evidence.md")
 
 
 def kept(topic: str) -> list[RunFiles]:
@@ -59,6 +64,20 @@ def methods_digits() -> str:
     return seeds_table(group_by_seed(kept("methods_digits")))
 
 
+def evidence(name: str, ask: Ask) -> str:
+    """docs/evidence.md: a table or figure of the HyperFedNet paper, as far as it has been run."""
+    found = entries(plan(name, ask), Store(ROOT / "results/evidence"), ROOT / "runs/evidence")
+    begun = {cell.dataset for cell, entry in found.items() if entry.runs}
+    text = f"**{completeness(found)}.**"
+    if missing := sorted({cell.dataset for cell in found} - begun):
+        text += f" Nothing has been run for {', '.join(missing)}."
+    if not begun:
+        return text + "\n"
+    tables, images = result(name, {cell: entry for cell, entry in found.items() if cell.dataset in begun}, IMAGES)
+    parts = [f"{table.caption}\n\n{markdown(table.columns, table.rows)}\n{table.note}" for table in tables]
+    return "\n\n".join([text, *parts, *(f"![{image.alt}](img/{image.path.name})" for image in images)]) + "\n"
+
+
 BLOCKS = {
     "quickstart": quickstart,
     "variants": variants,
@@ -66,7 +85,17 @@ BLOCKS = {
     "quick_cifar10": lambda: quick("cifar10"),
     "properties": properties_table,
     "methods_digits": methods_digits,
+    "table2_mini": lambda: evidence("table2", Ask("mini")),
+    "table2_seeds": lambda: evidence("table2", Ask("mini", ("cifar10", "cifar100"), ("non-IID",), SEEDS_OF, (1, 2, 3))),
+    "table2_paper": lambda: evidence("table2", Ask("paper", ("mnist",), methods=("HFN", "FedAvg", "FedPer", "Local"))),
+    "table3_mini": lambda: evidence("table3", Ask("mini")),
+    "table4_mini": lambda: evidence("table4", Ask("mini", ("cifar10",))),
+    "fig3_mini": lambda: evidence("fig3", Ask("mini")),
+    "fig5_mini": lambda: evidence("fig5", Ask("mini", ("mnist", "cifar10"))),
 }
+
+
+SEEDS_OF = ("HFN", "FedAvg", "FedPer", "FedRep", "Local")
 
 
 def fill(text: str) -> str:
