@@ -190,12 +190,15 @@ def _legend(legend: Legend) -> str:
         f'<button type="button" class="method" data-method="{i}" aria-pressed="true"><i aria-hidden="true"></i>{escape(name)}</button>'
         for i, name in enumerate(legend.methods)
     )
+    every = (
+        '<button type="button" class="all" aria-label="Show all methods, or none">all / none</button>' if len(legend.methods) > 4 else ""
+    )
     kinds = "".join(
         f'<button type="button" class="kind" data-kind="{k}" aria-pressed="{str(k == legend.kind).lower()}">{text}</button>'
         for k, text in (("before", "before fine-tuning"), ("after", "after"), ("both", "both"))
     )
     choice = f'<div class="row" role="group" aria-label="Which accuracy the charts show">{kinds}</div>' if legend.kind else ""
     return (
-        f'<div class="legend"><div class="row" role="group" aria-label="Methods shown in the charts">{buttons}</div>{choice}</div>\n'
+        f'<div class="legend"><div class="row" role="group" aria-label="Methods shown in the charts">{every}{buttons}</div>{choice}</div>\n'
         '<noscript><p class="warning">Charts need JavaScript; the tables hold their numbers.</p></noscript>\n'
     )

@@ -69,7 +69,7 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
         "showlegend": False,
         "hovermode": "closest" if len(groups) > 8 or over == "bytes" else "x unified",
     }
-    note = "Filled markers: before fine-tuning; hollow: after it. Band: least to greatest of the seeds."
+    note = "Filled markers: before fine-tuning; hollow: after it. Band (up to 8 methods shown): least to greatest of the seeds."
     return Chart(title, _ends(groups), traces, layout, log="x", starts_log=over == "bytes", note=note)
 
 

@@ -61,6 +61,9 @@ def check(run: RunFiles) -> None:
     for name, value in shapes.items():
         if len(value) and len(np.array(value, dtype=float)) != clients:
             raise ValueError(f"{name} has {len(value)} rows for {clients} clients")
+    for kind in set(detail.clients) - {"tests"}:
+        if any(not 0 <= right <= n for right, n in zip(detail.clients[kind], detail.clients["tests"], strict=True)):
+            raise ValueError(f"a client has more right answers ({kind}) than test samples")
     if detail.similarity and (np.shape(detail.similarity) != (clients, clients) or not np.isfinite(detail.similarity).all()):
         raise ValueError("similarity is no square of finite numbers")
 

@@ -3,6 +3,7 @@ const SYMBOLS = ['circle', 'square', 'triangle-up', 'diamond', 'triangle-down', 
 const GLYPHS = ['●', '■', '▲', '◆', '▼', '✚', '✖', '★'];
 const DASHES = ['solid', 'dash', 'dashdot', 'dot'];
 const PATTERNS = ['', '/', 'x', '\\', '-', '|', '+', '.'];
+const BANDS = 8; // bands of more methods than that hide the lines
 const PRINT_WIDTH = 660; // CSS pixels across an A4 page within its margins
 const root = document.documentElement;
 const charts = [];
@@ -20,11 +21,12 @@ function colour(name) {
 function choices(element) {
   const scope = element.closest('.scope') ?? document.body;
   const off = [...scope.querySelectorAll('.method[aria-pressed="false"]')].map((b) => Number(b.dataset.method));
-  return {hidden: new Set(off), kind: scope.querySelector('.kind[aria-pressed="true"]')?.dataset.kind ?? 'both'};
+  const shown = scope.querySelectorAll('.method[aria-pressed="true"]').length;
+  return {hidden: new Set(off), shown, kind: scope.querySelector('.kind[aria-pressed="true"]')?.dataset.kind ?? 'both'};
 }
 
 /** One trace with its colours, marker and points: those of hidden methods, and those a logarithmic axis has no place for, are left out. */
-function painted(original, {hidden, kind}, log, inks) {
+function painted(original, {hidden, shown, kind}, log, inks) {
   const trace = structuredClone(original);
   const meta = trace.meta ?? {};
   if (meta.method !== undefined) {
@@ -35,6 +37,7 @@ function painted(original, {hidden, kind}, log, inks) {
     if (meta.kind === 'after' && kind === 'both') trace.line.dash = 'dot';
     const symbol = SYMBOLS[meta.method % 8];
     trace.marker = {size: 6, ...trace.marker, color: own, symbol: meta.kind === 'after' ? `${symbol}-open` : symbol};
+    if (trace.fill) trace.visible &&= shown <= BANDS;
     if (trace.fill) trace.fillcolor = own.replace('rgb(', 'rgba(').replace(')', ', 0.15)');
   }
   if (meta.role !== undefined) {
@@ -47,16 +50,27 @@ function painted(original, {hidden, kind}, log, inks) {
   return trace;
 }
 
+/** Ticks at 1, 2, 3, 5, 10, ... written out, where at least three of them lie between the points; else what Plotly finds. */
+function ticks(traces, name) {
+  const points = traces.filter((t) => t.visible !== false).flatMap((t) => t[name]);
+  const [least, most] = [Math.min(...points), Math.max(...points)];
+  const values = [...Array(19).keys()].flatMap((k) => [1, 2, 3, 5].map((d) => d * 10 ** (k - 6))).filter((v) => v >= least * 0.9 && v <= most * 1.1);
+  const step = Math.ceil(values.length / 12);
+  const some = values.filter((_, i) => i % step === 0);
+  return some.length < 3 ? {} : {tickmode: 'array', tickvals: some, ticktext: some.map((v) => Number(v.toPrecision(1)).toLocaleString('en'))};
+}
+
 function draw({element, spec, button}, width) {
   const inks = [...Array(8).keys()].map((i) => colour(`c${i}`));
   inks.paper = colour('paper');
   const [ink, line, panel] = ['ink', 'line', 'panel'].map(colour);
   const log = button?.getAttribute('aria-pressed') === 'true' ? spec.log : '';
+  const traces = spec.traces.map((t) => painted(t, choices(element), log, inks));
   const axis = {gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true};
   const layout = structuredClone(spec.layout);
   for (const name of ['x', 'y']) {
     layout[`${name}axis`] = {...axis, ...layout[`${name}axis`]};
-    if (name === spec.log) layout[`${name}axis`].type = log ? 'log' : 'linear';
+    if (name === spec.log) Object.assign(layout[`${name}axis`], log ? {type: 'log', ...ticks(traces, name)} : {type: 'linear'});
   }
   Object.assign(layout, {
     paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: {color: ink, size: 12}, hoverlabel: {bgcolor: panel, font: {color: ink}},
@@ -65,7 +79,6 @@ function draw({element, spec, button}, width) {
   const wide = width ?? element.clientWidth;
   layout.width = spec.square ? Math.min(wide, 600) : wide;
   layout.height = spec.square ? 0.85 * layout.width : layout.height ?? (width ? 300 : Math.max(280, Math.min(400, wide * 0.75)));
-  const traces = spec.traces.map((t) => painted(t, choices(element), log, inks));
   return Plotly.react(element, traces, layout, {displayModeBar: false, responsive: false});
 }
 
@@ -84,6 +97,10 @@ function listen() {
     const on = button.getAttribute('aria-pressed') !== 'true';
     if (button.classList.contains('kind')) {
       button.parentElement.querySelectorAll('.kind').forEach((b) => press(b, b === button));
+    } else if (button.classList.contains('all')) {
+      const methods = [...button.parentElement.querySelectorAll('.method')];
+      const some = methods.some((b) => b.getAttribute('aria-pressed') === 'false');
+      methods.forEach((b) => press(b, some));
     } else {
       press(button, on);
     }

@@ -1,0 +1,228 @@
+"""What a report says of runs: numbers with a known answer, files that are damaged, and what a page is made of."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from hyperfed.cli import main
+from hyperfed.core import Traffic, UserError
+from hyperfed.report.comparison import comparison, distinct, latex, measures, played, write_tables
+from hyperfed.report.html import Image, Section, Table, build_page
+from hyperfed.report.html_charts import each_client, ranked
+from hyperfed.report.html_load import load
+from hyperfed.report.html_report import report, section_of, settings
+from hyperfed.report.runs import Detail, RunFiles, keep
+from hyperfed.report.seeds import Group, group_by_seed
+from hyperfed.report.similarity import group_of_clients, separation
+from runs import composed, small_run
+
+
+def made(tmp_path: Path, seed: int, right: list[int], *overrides: str, rounds: int = 3, **more: Any) -> RunFiles:
+    """A run whose clients of 10 test samples each gave ``right`` right answers before fine-tuning and one more after it."""
+    config = composed(tmp_path / f"s{seed}", f"seed={seed}", f"num_clients={len(right)}", *overrides)
+    each = np.array(right) / 10
+
+    def summary(a: np.ndarray) -> dict[str, float]:
+        return {"weighted": a.mean(), "mean": a.mean(), "std": a.std(), "p10": float(np.percentile(a, 10)), "worst": a.min()}
+
+    lines = [
+        {"round": r, "before": summary(each * r / rounds), "after": summary(each + 0.1), "bytes": 1000 * r, "cpu_seconds": 1.0 * r}
+        for r in range(rounds + 1)
+    ]
+    clients = {"tests": [10] * len(right), "before": right, "after": [n + 1 for n in right]}
+    facts = {"identity": f"{seed:016x}", "versions": {"hyperfed": "0"}, "hardware": {}}
+    detail = Detail(clients=clients, roles={"body": 8, "head": 2}, **more)
+    return RunFiles(tmp_path / f"run{seed}", config, lines, Traffic(10, 0, 0, 40), facts, detail)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FedPer and Local, one seed each, played and kept."""
+    folder = tmp_path_factory.mktemp("report")
+    for method in ("fedper", "local"):
+        small_run(folder / "runs" / method, f"method={method}", "rounds=2", "eval.finetune=always")
+    assert main(["keep", str(folder / "runs/fedper"), str(folder / "runs/local"), "-o", str(folder / "kept")]) == 0
+    return folder / "kept"
+
+
+def test_mean_spread_and_difference_to_the_paper(tmp_path: Path) -> None:
+    """After fine-tuning (8 + 10 + 6) / 30 = 80 % and 90 %: 85 ± 5, 3 points below a paper's 88; p10 of 60, 80, 100 is 64."""
+    group = Group("FedAvg", (made(tmp_path, 1, [7, 9, 5]), made(tmp_path, 2, [8, 8, 8])))
+    row = measures(group, {"FedAvg": 88.0})
+    assert row["after"] == pytest.approx(85) and row["after_std"] == pytest.approx(5) and row["difference"] == pytest.approx(-3)
+    assert row["after_p10"] == pytest.approx((64 + 90) / 2) and row["bytes_total"] == 3000 and row["rounds"] == "3"
+    columns, [cells], note = comparison([group], {"FedAvg": 88.0})
+    assert cells[columns.index("after: mean %")] == "85.0 ± 5.0" and cells[columns.index("minus paper")] == "-3.0"
+    assert "minus the paper's figure" in note and "paper %" not in comparison([group])[0]
+
+
+def test_an_unfinished_run_never_looks_complete(tmp_path: Path) -> None:
+    run = made(tmp_path, 1, [7, 9], "rounds=9")
+    assert played([run]) == "3 of 9" and played([made(tmp_path, 2, [7, 9])]) == "3"
+    page = build_page("x", [section_of("digits", [Group("FedAvg", (run,))])])
+    assert "Unfinished, so no final result: FedAvg, seed 1: 3 of 9 rounds." in page and "<td>3 of 9</td>" in page
+
+
+def test_methods_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [made(tmp_path, 1, [7, 9]), made(tmp_path, 1, [7, 9], "optim.lr=0.5")]
+    labels = [g.label for g in distinct(group_by_seed(runs))]
+    assert labels == [f"FedAvg (optim.lr {runs[0].config['optim']['lr']})", "FedAvg (optim.lr 0.5)"]
+
+
+def test_other_data_is_another_section(tmp_path: Path) -> None:
+    runs = [made(tmp_path, 1, [7, 9]), made(tmp_path, 1, [7, 9], "partition=iid"), made(tmp_path, 2, [7, 9])]
+    assert [len(groups[0].runs) for groups in settings(runs).values()] == [2, 1]
+    assert list(settings(runs))[1] == "digits, iid, 2 clients"
+
+
+def test_who_gains_over_local(tmp_path: Path) -> None:
+    """Client 1 without test data is no client to compare; 70 - 60 = +10, 50 - 90 = -40."""
+    run, alone = made(tmp_path, 1, [7, 0, 5]), made(tmp_path, 1, [6, 0, 9], "method=local")
+    for r in (run, alone):
+        r.detail.clients["tests"][1] = r.detail.clients["after"][1] = 0
+    values, who = ranked(Group("FedAvg", (run,)), "before", Group("Local", (alone,)))
+    assert values.tolist() == pytest.approx([-40, 10]) and who == ["client 2", "client 0"]
+    assert np.isnan(each_client(run, "before")[1])
+    text = build_page("x", [section_of("digits", [Group("FedAvg", (run,)), Group("Local", (alone,))])])
+    assert "<td>1</td><td>1</td><td>0</td><td>-15.0</td>" in text
+
+
+def test_similarity_within_and_between_groups(tmp_path: Path) -> None:
+    """Clients 0, 1, 2 and 3, 4: pairs of one group at 0.9, of two at 0.1; of 20 ordered pairs 8 are of one group."""
+    config = composed(tmp_path, "partition=groups", "partition.num_groups=2", "num_clients=5")
+    group = group_of_clients(config)
+    assert group is not None and group.tolist() == [0, 0, 0, 1, 1]
+    cosine = np.where(group[:, None] == group[None, :], 0.9, 0.1)
+    np.fill_diagonal(cosine, 1)
+    assert separation(cosine, group) == pytest.approx(((8 * 0.9 + 12 * 0.1) / 20, 0.9, 0.1, 0.8))
+    assert np.isnan(separation(cosine, None).difference)
+    assert group_of_clients(composed(tmp_path)) is None
+
+
+def test_tables_for_papers(tmp_path: Path) -> None:
+    groups = [Group("Fed_A & B", (made(tmp_path, 1, [7, 9]),))]
+    paths = write_tables(groups, None, tmp_path / "t", "50 % of it")
+    texts = {p.suffix: p.read_text() for p in paths}
+    assert "| Fed_A & B | 80.0 |" in texts[".md"]
+    assert r"Fed\_A \& B & 80.0 &" in texts[".tex"] and r"\caption{50 \% of it}" in texts[".tex"]
+    [row] = csv.DictReader(texts[".csv"].splitlines())
+    assert float(row["before"]) == pytest.approx(80) and row["method"] == "Fed_A & B" and row["paper"] == ""
+    assert r"1.0 $\pm$ 0.5 & --" in latex(("a", "b"), [("1.0 ± 0.5", "-")], "")
+
+
+class Outline(HTMLParser):
+    """Heading levels, charts' descriptions, and whether any tag points outside the page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.levels: list[int] = []
+        self.plots: list[str] = []
+        self.outside: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if re.fullmatch("h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        if given.get("class") == "plot":
+            self.plots.append(given["aria-label"])
+        self.outside += [v for n, v in given.items() if n in ("src", "href", "action") and not v.startswith(("#", "data:"))]
+
+
+def test_the_page_of_kept_runs(kept: Path, tmp_path: Path) -> None:
+    assert main(["report", str(kept), "-o", str(tmp_path / "a.html"), "--title", "Two <methods>"]) == 0
+    page = (tmp_path / "a.html").read_text()
+    outline = Outline(page)
+    assert outline.outside == [] and len(page) < 2_500_000
+    assert outline.levels[0] == 1 and all(b <= a + 1 for a, b in zip(outline.levels, outline.levels[1:], strict=False))
+    assert len(outline.plots) == 6 and all(len(text) > 40 for text in outline.plots)
+    assert "<h1>Two &lt;methods&gt;</h1>" in page and "FedPer" in page
+    report([kept / path.name for path in sorted(kept.iterdir())], tmp_path / "b.html", title="Two <methods>")
+    assert (tmp_path / "b.html").read_text() == page
+
+
+def test_names_cannot_become_markup(kept: Path, tmp_path: Path) -> None:
+    run = load([next(kept.glob("*fedper*"))])[0][0]
+    run.config["run"]["name"] = "</script><b>x"
+    page = build_page("x", [section_of("digits", [Group(run.label, (run,))])])
+    assert "<b>x" not in page and "&lt;b&gt;x" in page and "\\u003cb>x" in page
+
+
+def test_figures_are_written_twice(kept: Path, tmp_path: Path) -> None:
+    figures, tables = tmp_path / "figures", tmp_path / "tables"
+    assert main(["report", str(kept), "-o", str(tmp_path / "a.html"), "--figures", str(figures), "--tables", str(tables)]) == 0
+    names = {p.stem for p in figures.iterdir()}
+    assert names == {"accuracy_before", "accuracy_after", "accuracy_over_bytes", "labels"}
+    for name in names:
+        assert ElementTree.parse(figures / f"{name}.svg").getroot().tag.endswith("svg")
+        with Picture.open(figures / f"{name}.png") as picture:
+            assert picture.width > 600
+    assert {p.name for p in tables.iterdir()} == {"comparison.md", "comparison.tex", "comparison.csv"}
+
+
+def damage(path: Path, kind: str) -> None:
+    text = path.read_text()
+    kept_run = json.loads(text)
+    if kind == "torn":
+        path.write_text(text[: len(text) // 2])
+        return
+    if kind == "nan":
+        kept_run["evaluations"][-1]["before"]["mean"] = float("nan")
+    elif kind == "clients":
+        kept_run["detail"]["clients"]["before"].pop()
+    elif kind == "more right than asked":
+        kept_run["detail"]["clients"]["before"][0] = 10**6
+    elif kind == "text":
+        kept_run["detail"]["label_counts"] = "none"
+    else:
+        kept_run["evaluations"] = []
+    path.write_text(json.dumps(kept_run))
+
+
+@pytest.mark.parametrize("kind", ["torn", "nan", "clients", "more right than asked", "text", "empty"])
+def test_a_damaged_run_is_named_left_out_and_counted(kind: str, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / path.name for path in sorted(kept.iterdir())]
+    for path in paths:
+        path.write_bytes((kept / path.name).read_bytes())
+    damage(paths[0], kind)
+    assert main(["report", *map(str, paths), "-o", str(tmp_path / "a.html")]) == 0
+    assert re.search(rf"left out: .*{paths[0].name}", capsys.readouterr().err)
+    assert "1 of 2 files could not be read and are left out." in (tmp_path / "a.html").read_text()
+    assert main(["report", str(paths[0]), "-o", str(tmp_path / "none.html")]) == 2
+    assert "none of the 1 runs could be read" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
+
+
+def test_mistakes_are_one_sentence(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bare").mkdir()
+    for runs, sentence in (
+        (["nowhere"], r"run 'nowhere' does not exist: give run folders, kept runs \(\.json\), or folders of them\."),
+        ([str(tmp_path / "bare")], r"holds no run"),
+        ([str(kept), str(kept)], r"repeats seed \d+ of \w+: one run per seed"),
+    ):
+        assert main(["report", *runs, "-o", str(tmp_path / "a.html")]) == 2
+        assert re.fullmatch(rf"hyperfed: .*{sentence}.*\n", capsys.readouterr().err)
+
+
+def test_a_page_without_charts_is_small_and_holds_its_images(tmp_path: Path) -> None:
+    Picture.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    table = Table("Numbers", ("a", "b"), [("x", "1")])
+    page = build_page("t", [Section("one", ["text", table, Image(tmp_path / "a.png", "four pixels")]), Section("two", [])])
+    assert "data:image/png;base64," in page and 'alt="four pixels"' in page and '<a href="#s1">two</a>' in page and len(page) < 30_000
+    with pytest.raises(UserError, match=r"image .* is not valid"):
+        build_page("t", [Section("one", [Image(tmp_path / "b.png", "")])])
+
+
+def test_a_folder_reads_as_what_is_kept_of_it(kept: Path, tmp_path: Path) -> None:
+    [run], damaged = load([kept.parent / "runs/fedper"])
+    assert not damaged
+    again = load([keep(run, tmp_path)])[0][0]
+    assert replace(again, folder=run.folder, config={}) == replace(run, config={})

@@ -1,0 +1,212 @@
+"""The report's page in a real browser: it loads without an error or a request, and its controls do what they say."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyperfed.report.html import Chart, Legend, Section, build_page
+from hyperfed.report.html_report import report
+from runs import small_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+QUIET = ("background-networking", "component-update", "sync", "quic", "gpu")
+FLAGS = ["--headless=new", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
+
+CONTRAST = """() => {
+  const channel = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map(Number);
+    return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  };
+  const ground = (e) => {
+    const own = getComputedStyle(e).backgroundColor;
+    return own.startsWith('rgba(0, 0, 0, 0') && e.parentElement ? ground(e.parentElement) : own;
+  };
+  const written = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+  const out = [];
+  for (const e of document.querySelectorAll('body *:not(script):not(style):not(noscript)')) {
+    if (!written(e) || !e.getClientRects().length || e.closest('i')) continue;
+    const style = getComputedStyle(e);
+    const [a, b] = [light(e.closest('svg') ? style.fill : style.color), light(ground(e.closest('svg') ? e.closest('.plot') : e))];
+    out.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.tagName, e.textContent.slice(0, 30)]);
+  }
+  return out;
+}"""
+
+
+@dataclass
+class Opened:
+    """A page in a browser, and what it did."""
+
+    page: Any
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods of two seeds on groups of clients, and one more on other data."""
+    folder = tmp_path_factory.mktemp("page")
+    grouped = ("partition=groups", "partition.num_groups=2", "eval.finetune=always")
+    runs = {f"local-{seed}": ("method=local", f"seed={seed}", *grouped) for seed in (1, 2)}
+    runs |= {f"hfn-{seed}": ("method=hfn", "model=resnet", f"seed={seed}", *grouped) for seed in (1, 2)}
+    for name, overrides in {**runs, "other": ("method=fedper", "partition=iid")}.items():
+        small_run(folder / "runs" / name, "rounds=2", "eval.every=1", *overrides)
+    report([folder / "runs"], folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def opened(browser: Any, html: Path, **context: Any) -> Opened:
+    out = Opened(browser.new_context(**context).new_page())
+    out.page.on("console", lambda message: out.said.append(message.text))
+    out.page.on("pageerror", lambda error: out.said.append(str(error)))
+    out.page.on("request", lambda request: out.asked.append(request.url))
+    out.page.goto(html.as_uri())
+    out.page.wait_for_selector("html[data-ready]", timeout=60_000)
+    return out
+
+
+@pytest.fixture(scope="module")
+def desktop(browser: Any, html: Path) -> Opened:
+    return opened(browser, html, viewport={"width": 1200, "height": 900}, color_scheme="light")
+
+
+def drawn(page: Any, chart: str) -> list[str]:
+    """Names of the methods whose curves are to be seen in a chart."""
+    names: list[str] = page.evaluate(
+        """(title) => [...document.querySelectorAll('#s0 .chart')].find((c) => c.textContent.includes(title))
+        .querySelector('.plot')._fullData.filter((t) => t.visible === true && t.mode !== 'none').map((t) => t.name)""",
+        chart,
+    )
+    return names
+
+
+def test_it_loads_without_an_error_or_a_request(desktop: Opened, html: Path) -> None:
+    assert desktop.said == [] and desktop.asked == [html.as_uri()]
+
+
+def test_every_chart_is_drawn_and_valid(desktop: Opened) -> None:
+    shapes = desktop.page.evaluate(
+        """() => [...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.trace, .hm image, .point').length)"""
+    )
+    assert len(shapes) == 7 + 5 and all(shapes)  # a single FedPer run has neither gains over Local nor generated kernels
+    complaints = desktop.page.evaluate(
+        """() => [...document.querySelectorAll('.plot')].flatMap((p) => Plotly.validate(p.data, p.layout) ?? [])
+        .filter((c) => !['unused', 'invisible', 'dynamic'].includes(c.code)).map((c) => `${c.code}: ${c.msg}`)"""
+    )
+    assert complaints == []
+
+
+def test_a_method_is_hidden_in_all_charts_of_its_section_by_keyboard(desktop: Opened) -> None:
+    page = desktop.page
+    charts = ("Accuracy over rounds", "Accuracy over payload", "Accuracy of every client")
+    assert all("HFN" in drawn(page, chart) for chart in charts)
+    button = page.locator("#s0 .method", has_text="HFN")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert not any("HFN" in drawn(page, chart) for chart in charts) and all("Local" in drawn(page, chart) for chart in charts)
+    page.keyboard.press("Space")
+    assert all("HFN" in drawn(page, chart) for chart in charts)
+
+
+def test_many_methods_go_and_come_at_once_and_have_no_bands(browser: Any, tmp_path: Path) -> None:
+    """Ten lines with a band each: bands only for eight and fewer."""
+    names = [f"method {i}" for i in range(10)]
+    line = {"type": "scatter", "x": [1, 2], "y": [3, 4], "mode": "lines"}
+    band = {"type": "scatter", "x": [1, 2, 2, 1], "y": [4, 5, 3, 2], "mode": "none", "fill": "toself"}
+    traces = [{**t, "name": name, "meta": {"method": i}} for i, name in enumerate(names) for t in (band, line)]
+    path = tmp_path / "many.html"
+    path.write_text(build_page("Many", [Section("one", [Legend(names), Chart("Lines", "Ten lines", traces)])]), encoding="utf-8")
+    page = opened(browser, path).page
+    shown = """() => ['none', 'lines'].map((m) => document.querySelector('.plot')._fullData.filter((t) => t.visible === true && t.mode === m).length)"""
+    assert page.evaluate(shown) == [0, 10]
+    page.locator(".method").nth(3).click()
+    page.locator(".method").nth(4).click()
+    assert page.evaluate(shown) == [8, 8]
+    page.locator(".all").click()
+    assert page.evaluate(shown) == [0, 10]
+    page.locator(".all").click()
+    assert page.evaluate(shown) == [0, 0]
+
+
+def test_before_after_and_both(desktop: Opened) -> None:
+    page = desktop.page
+    assert drawn(page, "Accuracy over rounds") == ["HFN", "Local"]
+    page.locator("#s0 .kind", has_text="both").click()
+    assert sorted(drawn(page, "Accuracy over rounds")) == ["HFN", "HFN", "Local", "Local"]
+    page.locator("#s0 .kind", has_text="before").click()
+    assert drawn(page, "Accuracy over rounds") == ["HFN", "Local"]
+
+
+def test_the_axis_becomes_logarithmic_and_back(desktop: Opened) -> None:
+    page = desktop.page
+    kind = """() => document.querySelector('#s0 .plot')._fullLayout.xaxis.type"""
+    button = page.locator("#s0 .log").first
+    assert page.evaluate(kind) == "linear"
+    button.click()
+    assert page.evaluate(kind) == "log" and button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert page.evaluate(kind) == "linear"
+
+
+def test_hovering_says_the_value(desktop: Opened) -> None:
+    page = desktop.page
+    plot = page.locator("#s0 .plot").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
+    page.locator("#s0 .hoverlayer text", has_text="HFN").first.wait_for(timeout=5_000)
+    assert "%" in page.locator("#s0 .hoverlayer").first.text_content()
+
+
+def test_dark_mode_follows_the_system_and_the_button(desktop: Opened, browser: Any, html: Path) -> None:
+    shades = """() => [getComputedStyle(document.body).backgroundColor, document.querySelector('.plot')._fullLayout.font.color]"""
+    light = desktop.page.evaluate(shades)
+    desktop.page.locator("#theme").click()
+    dark = desktop.page.evaluate(shades)
+    desktop.page.locator("#theme").click()
+    assert desktop.page.evaluate(shades) == light and light[0] != dark[0] and light[1] != dark[1]
+    system = opened(browser, html, color_scheme="dark")
+    assert system.page.evaluate(shades) == dark and system.page.locator("#theme").get_attribute("aria-pressed") == "true"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(scheme: str, browser: Any, html: Path) -> None:
+    measured = opened(browser, html, color_scheme=scheme).page.evaluate(CONTRAST)
+    assert len(measured) > 200 and [m for m in measured if m[0] < 4.5] == []
+
+
+def test_nothing_overflows_on_a_phone(browser: Any, html: Path) -> None:
+    phone = opened(browser, html, viewport={"width": 390, "height": 844}, has_touch=True)
+    assert phone.page.evaluate("document.documentElement.scrollWidth") == 390
+    outside = """() => [...document.querySelectorAll('body *')].filter((e) => !e.closest('.wide, .row')
+      && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + e.className)"""
+    assert phone.page.evaluate(outside) == []
+    assert phone.said == []
+
+
+def test_print_fits_the_paper_and_is_light(browser: Any, html: Path) -> None:
+    page = opened(browser, html, color_scheme="dark", viewport={"width": 1400, "height": 900}).page
+    page.evaluate(
+        """() => addEventListener('beforeprint', () => { window.printed = [...document.querySelectorAll('.plot')].map(
+        (p) => [p._fullLayout.width, p._fullLayout.font.color]); })"""
+    )
+    assert page.pdf(format="A4", prefer_css_page_size=True).startswith(b"%PDF")
+    printed = page.evaluate("window.printed")
+    assert printed and all(width <= 688 for width, _ in printed) and {ink for _, ink in printed} == {"rgb(29, 35, 41)"}
+    assert page.evaluate("document.querySelector('.plot')._fullLayout.width") > 1000
