@@ -48,9 +48,9 @@ def read_settings(settings: Sequence[str]) -> tuple[Ask, dict[str, Any]]:
     return Ask(**wanted), free
 
 
-def run_plan(cells: Sequence[Cell], sweep: Sweep, console: Console) -> tuple[list[Cell], Outcome]:
-    """Trials and runs of a plan, block by block. Returns the cells as far as their learning rate is chosen, and what became of all."""
-    total, chosen, blocks = Outcome(), list[Cell](), itertools.groupby(cells, lambda c: (c.seed, c.dataset, c.split))
+def run_plan(cells: Sequence[Cell], sweep: Sweep, console: Console) -> Outcome:
+    """Trials and runs of a plan, block by block."""
+    total = Outcome()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         rounds = {c: c.composed()["rounds"] for c in cells}
@@ -61,21 +61,23 @@ def run_plan(cells: Sequence[Cell], sweep: Sweep, console: Console) -> tuple[lis
         def follow(under_way: dict[Cell, int]) -> None:
             bar.update(task, completed=done + sum(under_way.values()))
 
+        def play(part: Sequence[Cell]) -> None:
+            nonlocal done
+            out = sweep.play(part)
+            done += sum(c.composed()["rounds"] for c in (*out.finished, *out.failed))
+            bar.update(task, completed=done)
+            total.finished += out.finished
+            total.failed |= out.failed
+            total.left += out.left
+
         sweep.progress = follow
-        for _, block in blocks:
+        for _, block in itertools.groupby(cells, lambda c: (c.seed, c.dataset, c.split)):
             mine = list(block)
-            tried = [t for c in mine if not c.rate for t in c.trials()]
-            for stage in (tried, None):
-                part = stage if stage is not None else [c for c in map(sweep.store.choose, mine) if c is not None]
-                if stage is None:
-                    chosen += part
-                out = sweep.play(part)
-                done += sum(c.composed()["rounds"] for c in (*out.finished, *out.failed))
-                bar.update(task, completed=done)
-                total.finished += out.finished
-                total.failed |= out.failed
-                total.left += out.left
-    return chosen, total
+            play([t for c in mine if not c.rate for t in c.trials()])
+            chosen = {c: sweep.store.choose(c) for c in mine}
+            play([c for c in chosen.values() if c is not None])
+            total.left += [c for c, one in chosen.items() if one is None]
+    return total
 
 
 def tell(outcome: Outcome, store: Store, console: Console) -> None:
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     store = Store(given.results)
     if not given.show:
         deadline = time.monotonic() + 60 * given.budget_minutes if given.budget_minutes else None
-        _, outcome = run_plan(cells, Sweep(store, given.work, free, given.jobs, deadline), console)
+        outcome = run_plan(cells, Sweep(store, given.work, free, given.jobs, deadline), console)
         tell(outcome, store, console)
     show(given.experiment, cells, store, given.work, given.out, console)
     return 0

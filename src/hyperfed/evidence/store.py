@@ -36,6 +36,10 @@ class Store:
             self._read[cell.identity] = self._load(path, cell) if path.exists() else None
         return self._read[cell.identity]
 
+    def forget(self, cell: Cell) -> None:
+        """Look at the disk again: another process may have been there."""
+        self._read.pop(cell.identity, None)
+
     def _load(self, path: Path, cell: Cell) -> RunFiles | None:
         try:
             run = read_run(path)
@@ -65,7 +69,7 @@ class Store:
         run = read_run(folder)
         keep(replace(run, folder=run.folder.with_name(cell.name), facts={**run.facts, "name": cell.name}), self.folder / cell.scale)
         self._failure(cell).unlink(missing_ok=True)
-        self._read.pop(cell.identity, None)
+        self.forget(cell)
 
     def put_failure(self, cell: Cell, message: str) -> None:
         """Keep what a run died of, so that it is not repeated."""

@@ -60,7 +60,7 @@ class Sweep:
     def play(self, cells: Sequence[Cell]) -> Outcome:
         """Run what is missing, in the order of the plan. Stops starting runs at the deadline, and has those under way save and stop."""
         out, running = Outcome(), list[Worker]()
-        waiting = list(dict.fromkeys(cells))
+        waiting = [cell for cell in dict.fromkeys(cells) if not self._settled(cell, out)]
         try:
             while waiting or running:
                 late = self.deadline is not None and time.monotonic() >= self.deadline
@@ -81,13 +81,7 @@ class Sweep:
         return out
 
     def _begin(self, cell: Cell, out: Outcome, running: list[Worker]) -> None:
-        """Start the cell's run, unless it is settled or another sweep is at it."""
-        if self.store.get(cell) is not None:
-            out.finished.append(cell)
-            return
-        if (message := self.store.failure(cell)) is not None:
-            out.failed[cell] = message
-            return
+        """Start the cell's run, unless another sweep is at it or has just finished it."""
         folder = self.work / cell.scale / cell.name
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
@@ -97,6 +91,8 @@ class Sweep:
             except BlockingIOError:
                 out.left.append(cell)
                 return
+            if self._settled(cell, out):
+                return
             write_json(folder / "config.json", self._config(cell, folder))
             with (folder / "log.txt").open("ab") as log:
                 command = [sys.executable, "-m", "hyperfed.main", f"resume={folder}"]
@@ -105,6 +101,17 @@ class Sweep:
             running.append(Worker(cell, folder, process))
         finally:
             os.close(lock)
+
+    def _settled(self, cell: Cell, out: Outcome) -> bool:
+        """Whether the store, as it is on disk now, has the cell's run or its failure."""
+        self.store.forget(cell)
+        if self.store.get(cell) is not None:
+            out.finished.append(cell)
+        elif (message := self.store.failure(cell)) is not None:
+            out.failed[cell] = message
+        else:
+            return False
+        return True
 
     def _config(self, cell: Cell, folder: Path) -> dict[str, Any]:
         composed = cell.composed()
