@@ -210,6 +210,8 @@ def test_mistakes_are_one_sentence(kept: Path, tmp_path: Path, capsys: pytest.Ca
     ):
         assert main(["report", *runs, "-o", str(tmp_path / "a.html")]) == 2
         assert re.fullmatch(rf"hyperfed: .*{sentence}.*\n", capsys.readouterr().err)
+    assert main(["report", str(kept), "-o", str(tmp_path / "bare")]) == 2
+    assert "the report could not be written: " in capsys.readouterr().err
 
 
 def test_a_page_without_charts_is_small_and_holds_its_images(tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ def test_many_methods_go_and_come_at_once_and_have_no_bands(browser: Any, tmp_pa
     path = tmp_path / "many.html"
     path.write_text(build_page("Many", [Section("one", [Legend(names), Chart("Lines", "Ten lines", traces)])]), encoding="utf-8")
     page = opened(browser, path).page
-    shown = """() => ['none', 'lines'].map((m) => document.querySelector('.plot')._fullData.filter((t) => t.visible === true && t.mode === m).length)"""
+    shown = """() => ['none', 'lines'].map((mode) => document.querySelector('.plot')._fullData
+        .filter((t) => t.visible === true && t.mode === mode).length)"""
     assert page.evaluate(shown) == [0, 10]
     page.locator(".method").nth(3).click()
     page.locator(".method").nth(4).click()

@@ -18,6 +18,7 @@ from hyperfed.run.evaluate import Evaluation
 
 ROLES = [str(role) for role in Role]
 WORST = 0.1
+LONG = 24  # letters of a name beside a bar: a phone has room for no more
 AXIS = {"showspikes": False, "zeroline": False}
 ACCURACY = {**AXIS, "title": {"text": "accuracy (%)"}}
 
@@ -141,7 +142,7 @@ def clients_chart(groups: Sequence[Group]) -> Chart:
 def gains_chart(groups: Sequence[Group], local: Group) -> Chart:
     """Who gains and who loses against training alone."""
     axis = {**AXIS, "title": {"text": "clients from greatest loss to greatest gain (%)"}, "range": [0, 100]}
-    zero = {"zeroline": True, "zerolinewidth": 2, "title": {"text": f"gain over {local.label} (points)"}}
+    zero = {"zeroline": True, "zerolinewidth": 2, "title": {"text": f"gain over {local.runs[0].label} (points)"}}
     layout = {"xaxis": axis, "yaxis": zero, "showlegend": False}
     alt = f"One curve per method over the clients sorted by gain over {local.label}; the table of clients counts who gains and who loses."
     traces = _ranked_traces(groups, "%{y:+.1f} points", local)
@@ -179,8 +180,11 @@ def similarity_chart(run: RunFiles, label: str, group: np.ndarray | None, found:
     for at in borders(group):
         for colour, width in (("#000000", 3), ("#ffffff", 1.2)):
             style = {"type": "line", "line": {"color": colour, "width": width}}
-            lines.append({**style, "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1})
-            lines.append({**style, "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": at, "y1": at})
+            across, along = (
+                {"x0": -0.5, "x1": len(cosine) - 0.5, "y0": at, "y1": at},
+                {"x0": at, "x1": at, "y0": -0.5, "y1": len(cosine) - 0.5},
+            )
+            lines += [{**style, **across}, {**style, **along}]
     hover = "client %{x} and client %{y}: %{z:.6~f}<extra></extra>"
     bar = {"thickness": 10, "title": {"text": "cosine", "side": "right"}}
     scale = {"colorscale": cividis(1), "zmin": min(float(cosine.min()), 1 - 1e-4), "zmax": 1, "colorbar": bar}
@@ -207,12 +211,13 @@ def cost_chart(groups: Sequence[Group]) -> Chart:
         bar = {"type": "bar", "orientation": "h", "name": role, "x": values, "y": [g.label for _, g in known], "hovertemplate": hover}
         traces.append({**bar, "meta": meta})
     alt = "; ".join(f"{g.label}: " + ", ".join(f"{r} {n:,}" for r, n in g.runs[0].detail.roles.items()) for _, g in known) + "."
+    short = {g.label: f"{g.label[: LONG - 2]}…" for _, g in known if len(g.label) > LONG}
     extra = {t["name"] for t in traces} & {"stats", "other"}
     layout = {
         "barmode": "stack",
-        "height": 110 + 30 * len(known),
+        "height": 130 + 30 * len(known),
         "xaxis": {"title": {"text": "elements up + down of one client in one round"}, "rangemode": "tozero"},
-        "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category"},
+        "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category", "labelalias": short},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "margin": {"t": 34},
         "showlegend": True,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hyperfed.core import UserError
 from hyperfed.core.files import write_text
 from hyperfed.report.comparison import KINDS, comparison, distinct, played, write_tables
 from hyperfed.report.html import Block, Caution, Legend, Section, Table, build_page
@@ -29,6 +30,8 @@ from hyperfed.report.seeds import Group, group_by_seed, plot_groups
 from hyperfed.report.similarity import group_of_clients, plot_similarity, separation
 from hyperfed.report.tables import describe_data
 from hyperfed.run.config import flat, identity
+
+PER_FIGURE = 8  # more curves than colours cannot be told apart on paper
 
 
 def settings(runs: Sequence[RunFiles]) -> dict[str, list[Group]]:
@@ -200,10 +203,12 @@ def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list
             def at(what: str, name: str = name, ending: str = ending) -> Path:
                 return folder / f"{_name(name, len(sections) > 1, what)}.{ending}"
 
-            for kind in KINDS:
-                curves = [g for g in groups if len(g.curve(kind)[0]) > 1]
-                paths += [plot_groups(curves, at(f"accuracy_{kind}"), kind, name)] if curves else []
-            paths.append(plot_accuracy(firsts, at("accuracy_over_bytes"), "bytes"))
+            for start in range(0, len(groups), PER_FIGURE):
+                part, number = groups[start : start + PER_FIGURE], f"_{start // PER_FIGURE + 1}" if len(groups) > PER_FIGURE else ""
+                for kind in KINDS:
+                    curves = [g for g in part if len(g.curve(kind)[0]) > 1]
+                    paths += [plot_groups(curves, at(f"accuracy_{kind}{number}"), kind, name)] if curves else []
+                paths.append(plot_accuracy([g.runs[0] for g in part], at(f"accuracy_over_bytes{number}"), "bytes"))
             counted = next((r for r in firsts if r.detail.label_counts), None)
             if counted:
                 counts = np.array(counted.detail.label_counts)
@@ -232,11 +237,15 @@ def report(
     lead: list[Block] = []
     if damaged:
         lead.append(Caution(f"{len(damaged)} of {len(damaged) + len(runs)} files could not be read and are left out. {' '.join(damaged)}"))
-    write_text(out, build_page(title, [section_of(name, groups, reference) for name, groups in sections.items()], lead))
+    page = build_page(title, [section_of(name, groups, reference) for name, groups in sections.items()], lead)
     written = [out]
-    if figures:
-        written += write_figures(sections, figures)
-    for name, groups in sections.items() if tables else ():
-        assert tables is not None
-        written += write_tables(groups, reference, tables / _name(name, len(sections) > 1, "comparison"), name)
+    try:
+        write_text(out, page)
+        if figures:
+            written += write_figures(sections, figures)
+        if tables:
+            for name, groups in sections.items():
+                written += write_tables(groups, reference, tables / _name(name, len(sections) > 1, "comparison"), name)
+    except OSError as problem:
+        raise UserError(f"the report could not be written: {problem.filename}: {problem.strerror}.") from problem
     return written, damaged
