@@ -216,7 +216,7 @@ def cost_chart(groups: Sequence[Group]) -> Chart:
     layout = {
         "barmode": "stack",
         "height": 130 + 30 * len(known),
-        "xaxis": {"title": {"text": "elements up + down of one client in one round"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "elements up + down, one client and round"}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category", "labelalias": short},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "margin": {"t": 34},
