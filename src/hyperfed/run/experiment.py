@@ -248,7 +248,7 @@ class Experiment:
             personal = (engine.model_of(k, self.fed.method.download(self.server, everyone, k)) for k in everyone.ids.tolist())
             kernels = torch.stack([torch.cat([w.flatten() for w in model.kernels(params)]) for params in personal])
             unit = torch.nn.functional.normalize(kernels.double(), dim=1)
-            write_json(self.folder / "similarity.json", {"cosine": [[round(c, 6) for c in row] for row in (unit @ unit.T).tolist()]})
+            write_json(self.folder / "similarity.json", {"cosine": [[round(c, 10) for c in row] for row in (unit @ unit.T).tolist()]})
 
     def save(self) -> None:
         """Write a checkpoint of the last complete round, unless it is there."""
