@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from hyperfed.core import UserError
+from hyperfed.core import Round, UserError
 from hyperfed.report.runs import read_run
 from hyperfed.run import checkpoint
 from hyperfed.run.checkpoint import available
 from hyperfed.run.evaluate import Evaluation
 from hyperfed.run.experiment import Experiment, Interrupted
-from hyperfed.run.ledger import read_ledger
+from hyperfed.run.ledger import read_ledger, read_roles
 from runs import SMALL, assert_bit_identical, composed, final_tensors, small_run
 
 
@@ -37,6 +37,36 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     assert len(available(tmp_path / "a/checkpoints")) == 2
     run = read_run(tmp_path / "a")
     assert run.label == "FedPer" and run.per_round.trainable == 2 * (total - head)
+
+
+def test_every_element_has_a_role_and_every_round_a_total(tmp_path: Path) -> None:
+    """The two files of the ledger agree; FedGen's generator and label counts belong to no tensor of the model."""
+    small_run(tmp_path / "a", "method=fedgen")
+    rows = read_ledger(tmp_path / "a/ledger.csv")
+    roles = read_roles(tmp_path / "a/roles.csv")
+    for number in (1, 2, 3):
+        for way in ("down", "up"):
+            weighed = sum(t.trainable + t.buffers + t.extra for n, _, w, t in rows if (n, w) == (number, way))
+            assert sum(n for m, w, _, n in roles if (m, w) == (number, way)) == weighed > 0
+    assert {role for _, way, role, _ in roles if way == "down"} == {"body", "head", "other"}
+    detail = read_run(tmp_path / "a").detail
+    assert [n for n, *_ in detail.totals] == [1, 2, 3] and detail.totals[-1][1] == sum(t.trainable for *_, t in rows)
+    assert sum(detail.roles.values()) == sum(n for *_, n in roles) / 9 and len(detail.clients["after"]) == 6
+
+
+def test_kernels_of_clients_are_compared(tmp_path: Path) -> None:
+    """Embeddings of their own make kernels of their own; the cosine is that of the kernels the client's model really has."""
+    settings = ("method=hfn", "model=resnet", "rounds=1", "num_clients=3", "private_init=[embed]")
+    experiment = small_run(tmp_path / "a", *settings)
+    cosine = np.array(read_run(tmp_path / "a").detail.similarity)
+    assert np.allclose(np.diag(cosine), 1) and (cosine[~np.eye(3, dtype=bool)] < 0.9).all()
+    fed, everyone = experiment.fed, Round(1, torch.arange(3), torch.tensor(experiment.fed.engine.examples))
+    made = []
+    for k in range(2):
+        space = fed.engine.space  # type: ignore[attr-defined]
+        space.load(fed.engine.model_of(k, fed.method.download(experiment.server, everyone, k)))  # type: ignore[attr-defined]
+        made.append(torch.cat([w.flatten() for w in space.module.kernels()]))
+    assert torch.isclose(torch.nn.functional.cosine_similarity(*made, dim=0), torch.tensor(cosine[0, 1]).float(), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["fedper", "hfn"])
