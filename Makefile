@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,flower,hub]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,flower,hub,privacy]'
 	touch $@
 
 install: $(VENV)/.installed

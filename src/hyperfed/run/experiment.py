@@ -200,7 +200,9 @@ class Experiment:
         ids = [0] if pooled else sample(number, config.num_clients, config.participation, config.seed)
         sizes = engine.examples
         examples = torch.tensor([sum(sizes)] if pooled else [sizes[k] for k in ids])
-        self.server, losses = play(self.fed.method, self.server, Round(number, torch.tensor(ids), examples), engine, self.ledger.add)
+        self.server, losses = play(
+            self.fed.method, self.server, Round(number, torch.tensor(ids), examples), engine, self.ledger.add, self.fed.guard
+        )
         self.ledger.flush()
         self.number = number
         self.loss = float(np.nanmean(losses)) if losses and not np.isnan(losses).all() else None
@@ -237,6 +239,7 @@ class Experiment:
                 **total._asdict(),
                 "seconds": round(seconds, 3),
                 "cpu_seconds": round(cpu, 3),
+                **({"privacy": spent} if (spent := self.fed.guard.spent(number)) else {}),
             }
         )
         return result
