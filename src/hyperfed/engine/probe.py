@@ -64,7 +64,9 @@ def pretend(method: Method[Any, Any, Any, Any], rounds: int, examples: tuple[int
     initial = method.model.init(0)
     server, states = method.init_server(initial), [method.init_client(initial) for _ in examples]
     rnd = Round(first, torch.arange(len(examples)), torch.tensor(examples))
-    clients, downs, ups = [], [], []
+    clients: list[Pretender] = []
+    downs: list[Any] = []
+    ups: list[Any] = []
     for number in range(first, first + rounds):
         rnd = rnd._replace(number=number)
         if ups:

@@ -11,7 +11,6 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-
 Norm = Callable[[int], nn.Module]
 """Channels -> the normalisation layer."""
 
