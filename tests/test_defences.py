@@ -39,7 +39,7 @@ def test_what_leaves_a_device_is_within_the_clipping_norm(name: str, kind: type,
     """Uploads of weights are clipped around what was downloaded, differences around 0: no message moves the server by more than C."""
     method = METHODS[name](build_model("mlp", Shape(1, 8, 3), width=8), 3)
     try:
-        guard = make_guard(kind(clip=0.01, noise_multiplier=0.0), setting(method))
+        guard = make_guard(kind(clip=1e-3, noise_multiplier=0.0), setting(method))
     except UserError:
         assert kind is CentralDP and summable(method) is None
         return
@@ -47,9 +47,9 @@ def test_what_leaves_a_device_is_within_the_clipping_norm(name: str, kind: type,
     down = method.download(method.init_server(engine.initial()), Round(1, torch.arange(3), torch.tensor([20] * 3)), 0)
     _, reply = engine.turn(0, 1, down)
     start = reference(down, reply.upload)
-    assert norm(sub(flatten(reply.upload), start)) > 0.1
+    assert norm(sub(flatten(reply.upload), start)) > 0.01
     sent = guard.protect(1, 0, down, reply.upload)
-    assert norm(sub(flatten(sent), start)) == pytest.approx(0.01, rel=1e-4)
+    assert norm(sub(flatten(sent), start)) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_the_noise_has_the_deviation_and_is_fresh() -> None:
@@ -111,7 +111,7 @@ def test_gaussian_composition_is_exact() -> None:
 
 
 def test_dp_sgd_agrees_with_other_accountants() -> None:
-    """q = 128/480, 368 steps, delta 1e-4: opacus gives 14.5 (Renyi) and 13.3 (PRV) at sigma 2, 5.8 and 5.3 at 4; ours must lie above PRV."""
+    """q = 128/480, 368 steps, delta 1e-4: opacus has 14.5 (Renyi) and 13.3 (PRV, tight) at sigma 2, 5.8 and 5.3 at 4."""
     assert 13.3 <= accountant.sampled_examples(2.0, 128 / 480, 368, 1e-4) < 15.5
     assert 5.3 <= accountant.sampled_examples(4.0, 128 / 480, 368, 1e-4) < 6.0
 
@@ -132,8 +132,9 @@ def test_a_wanted_epsilon_gives_its_multiplier() -> None:
 # --- DP-SGD
 
 
-@pytest.mark.parametrize("objective", ["plain", "fedprox", "perfedavg"])
-@pytest.mark.parametrize("hyper", [False, True], ids=["plain", "over HFN"])
+@pytest.mark.parametrize(
+    ("objective", "hyper"), [("plain", False), ("fedprox", False), ("perfedavg", False), ("plain", True), ("fedprox", True)]
+)
 def test_a_gradient_per_example_is_the_loops(objective: str, hyper: bool) -> None:
     """vmap(grad) against one backward pass per example, over all tensors that are trained; the leading dimension is B."""
     network = build_model("resnet_gn", Shape(1, 8, 3))
@@ -158,6 +159,12 @@ def test_a_gradient_per_example_is_the_loops(objective: str, hyper: bool) -> Non
         torch.testing.assert_close(losses[i], value.detach(), atol=1e-5, rtol=1e-5)
         for n, g in zip(space.live, single, strict=True):
             torch.testing.assert_close(gradients[n][i], g, atol=1e-5, rtol=1e-4)
+
+
+def test_an_objective_that_cannot_be_taken_example_by_example_is_refused(tmp_path: Path) -> None:
+    """Per-FedAvg over HFN: a kernel per example has no memory layout that its convolution asks for."""
+    with pytest.raises(UserError, match="cannot be differentiated example by example"):
+        small_run(tmp_path, "model=resnet_gn", "hyper=hfn", "method=perfedavg", "privacy=dp_sgd", "data.fraction=0.2", "local.batch_size=4")
 
 
 def test_an_example_moves_the_sum_by_at_most_the_clipping_norm() -> None:
@@ -230,7 +237,7 @@ def test_a_wanted_epsilon_is_what_the_run_spends(tmp_path: Path) -> None:
         (["privacy=client_dp", "privacy.clip=-1"], "privacy.clip = -1.0 is not valid"),
         (
             ["privacy=client_dp", "privacy.epsilon=8"],
-            "privacy.epsilon = 8.0 is not valid: must be set where privacy.noise_multiplier is null",
+            "privacy.epsilon = 8.0 is not valid: must be set where",
         ),
         (["privacy=client_dp", "privacy.delta=2"], "privacy.delta = 2.0 is not valid"),
         (["privacy=dp_sgd", "privacy.noise_multiplier=-1"], "privacy.noise_multiplier = -1.0 is not valid"),

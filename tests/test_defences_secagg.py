@@ -128,7 +128,7 @@ def test_values_that_do_not_fit_are_refused() -> None:
 
 def test_a_cohort_of_two_is_too_small() -> None:
     method = METHODS["fedavg"](build_model("mlp", Shape(1, 8, 3), width=4), 4)
-    with pytest.raises(UserError, match="needs a cohort of at least 3 clients, but participation = 0.5 gives 2"):
+    with pytest.raises(UserError, match=r"needs a cohort of at least 3 clients, but participation = 0\.5 gives 2"):
         make_guard(SecAgg(), setting(method, participation=0.5))
 
 

@@ -45,7 +45,7 @@ def test_an_overfit_model_leaks_and_an_untrained_one_does_not(tmp_path: Path) ->
     member = torch.zeros(200, dtype=torch.bool)
     member[torch.randperm(200, generator=torch.Generator().manual_seed(1))[:100]] = True
     engine.train_index = [member.nonzero().flatten()]
-    trained = engine.client(0, 1, "train", engine.optim, 0.1).fit(engine.initial(), epochs=60)
+    trained = engine.client(0, 1, "train", engine.optim, 0.02).fit(engine.initial(), epochs=60)
     found = {}
     for name, params in (("untrained", engine.initial()), ("overfit", trained)):
         found[name] = leak(confidence(engine.space, params, torch.arange(200))[None], member.numpy()[None])
@@ -59,7 +59,7 @@ def shadows(gap: float, records: int = 400, runs: int = 8) -> Scores:
     half = rng.random((runs // 2, records)) < 0.5
     member = np.stack([side for h in half for side in (h, ~h)])
     phi = 4 * rng.normal(size=records) + gap * member + rng.normal(size=(runs, records))
-    return Scores(phi, member, np.zeros(records, int))
+    return Scores(phi, member)
 
 
 def test_shadows_see_through_difficulty() -> None:

@@ -56,7 +56,7 @@ def make_guard(settings: Budget | SecAgg | None, setting: Setting) -> Guard:
     label = next(f"privacy={name}" for name, kind in DEFENCES.items() if kind is type(settings))
     if setting.method.pooled:
         raise UserError(f"{label} protects clients, but method {setting.name!r} pools the data of all of them.")
-    played = pretend(setting.method, 1, (8, 8, 8)[: setting.method.num_clients])
+    played = pretend(setting.method, 2, (8, 8, 8)[: setting.method.num_clients])
     if not flatten(played.ups[0]) and not _trains_privately(settings):
         raise UserError(f"{label} protects uploads, but method {setting.name!r} has none.")
     if isinstance(settings, SecAgg):

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
-from hyperfed.core import Objective, Params, Step
+from hyperfed.core import Objective, Params, Step, UserError
 from hyperfed.defences import accountant
 from hyperfed.defences.dp import Noisy, Schedule, noise
 from hyperfed.defences.settings import Budget
@@ -50,7 +50,11 @@ def per_example(
         return step.loss if objective is None else objective(step)
 
     detached = {n: t.detach() for n, t in trained.items()}
-    return vmap(grad_and_value(one), in_dims=(None, 0, 0), randomness="different")(detached, x, y)
+    try:
+        return vmap(grad_and_value(one), in_dims=(None, 0, 0), randomness="different")(detached, x, y)
+    except (RuntimeError, NotImplementedError) as problem:
+        what = str(problem).strip().splitlines()[0]
+        raise UserError(f"privacy=dp_sgd: this method's objective cannot be differentiated example by example ({what}).") from None
 
 
 def clipped_sum(gradients: Params, bound: float) -> Params:

@@ -142,8 +142,8 @@ class Cohort:
         """The server's part: the sum of x_u over those who stayed, uint32 [n]. UserError where too few did."""
         if len(masked) < self.threshold:
             raise UserError(
-                f"secure aggregation: {len(masked)} of {len(self.devices)} clients stayed to the end of the round, but {self.threshold} are "
-                "needed to take off the masks; resume the run when the clients are back, or lower privacy.threshold in a new one."
+                f"secure aggregation: {len(masked)} of {len(self.devices)} clients stayed to the end of the round, but {self.threshold} "
+                "are needed to take off the masks; resume the run when the clients are back, or lower privacy.threshold in a new one."
             )
         stayed = set(masked)
         answers = {k: self.devices[k].reveal(stayed) for k in sorted(stayed)}

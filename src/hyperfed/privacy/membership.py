@@ -39,11 +39,10 @@ FALSE_POSITIVES = (0.001, 0.01)
 
 
 class Scores(NamedTuple):
-    """phi of every record in every run, and whether it was a member: [M, R] each; the client of each record [R]."""
+    """phi of every record in every run, and whether it was a member: [M, R] each."""
 
     phi: np.ndarray
     member: np.ndarray
-    client: np.ndarray
 
 
 class Leak(NamedTuple):
@@ -103,10 +102,9 @@ def seen_by_server(engine: LocalEngine, k: int, down: Any, number: int) -> Param
     if not missing - {Role.STATS}:
         return own
     others = torch.cat([i for j, i in enumerate(engine.test_index) if j != k])
-    surrogate = DeviceClient(
-        engine.space, k, others, others[:0], engine.seed, number, engine.optim.lr, engine.optim, engine.local, "surrogate"
-    )
-    return surrogate.fit(own, train=missing)
+    space, optim = engine.space, engine.optim
+    attacker = DeviceClient(space, k, others, others[:0], engine.seed, number, optim.lr, optim, engine.local, "surrogate")
+    return attacker.fit(own, train=missing)
 
 
 def run_once(config: Config, m: int, dataset: Any, pools: list[np.ndarray], folder: Path, positions: Sequence[str]) -> dict[str, Scores]:
@@ -128,8 +126,7 @@ def run_once(config: Config, m: int, dataset: Any, pools: list[np.ndarray], fold
             params = engine.model_of(k, down) if position == "released" else seen_by_server(engine, k, down, everyone.number)
             found[position].append(confidence(engine.space, params, torch.from_numpy(pool).to(device)))
     member = np.concatenate([np.isin(pool, c.train) for pool, c in zip(pools, clients, strict=True)])
-    who = np.repeat(np.arange(len(pools)), [len(pool) for pool in pools])
-    return {position: Scores(np.concatenate(phi)[None], member[None], who) for position, phi in found.items()}
+    return {position: Scores(np.concatenate(phi)[None], member[None]) for position, phi in found.items()}
 
 
 def gather(config: Config, runs: int, positions: Sequence[str]) -> dict[str, Scores]:
@@ -138,10 +135,7 @@ def gather(config: Config, runs: int, positions: Sequence[str]) -> dict[str, Sco
     pools = [np.sort(np.concatenate([c.train, c.test])) for c in make_clients(config, dataset)]
     with TemporaryDirectory() as folder:
         each = [run_once(config, m, dataset, pools, Path(folder), positions) for m in range(runs)]
-    return {
-        p: Scores(np.concatenate([e[p].phi for e in each]), np.concatenate([e[p].member for e in each]), each[0][p].client)
-        for p in positions
-    }
+    return {p: Scores(*(np.concatenate([getattr(e[p], part) for e in each]) for part in Scores._fields)) for p in positions}
 
 
 def lira(scores: Scores, *, online: bool) -> np.ndarray:
