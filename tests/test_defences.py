@@ -20,6 +20,7 @@ from hyperfed.main import check_overrides
 from hyperfed.methods import METHODS
 from hyperfed.methods.fedavg import Shared
 from hyperfed.models import HyperModel, Hypernet, Shape, build_model
+from hyperfed.privacy import budget
 from problems import play_rounds, tiny_engine, tiny_images, tiny_network
 from runs import assert_bit_identical, small_run
 
@@ -267,3 +268,25 @@ def test_bad_settings_are_one_sentence(overrides: list[str], words: str) -> None
 def test_pairs_without_meaning_are_refused(name: str, model: str, kind: type, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_guard(kind(), setting(METHODS[name](build_model(model, Shape(1, 8, 3)), 4)))
+
+
+def test_the_budget_command_answers_both_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert budget.main(["--noise-multiplier", "4", "--clients", "1000", "--rate", "0.01", "--times", "30"]) == 0
+    assert f"epsilon {accountant.sampled_cohorts(4.0, 10, 1000, 30, 1e-5):.4g} at delta 1e-05" in capsys.readouterr().out
+    assert budget.main(["--defence", "client_dp", "--epsilon", "4.3772", "--times", "1"]) == 0
+    assert "noise multiplier 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--noise-multiplier", "1", "--clients", "10"], "the epsilon of central_dp depends on the sampling rate: give --rate"),
+        (["--noise-multiplier", "1", "--epsilon", "1"], "give either --noise-multiplier or --epsilon"),
+        (["--epsilon", "1", "--rate", "0.1"], "--clients = None is not valid"),
+        (["--epsilon", "1", "--defence", "dp_sg"], "defence 'dp_sg' unknown; did you mean 'dp_sgd'?"),
+    ],
+)
+def test_a_budget_question_that_lacks_something_is_one_sentence(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError) as problem:
+        budget.main(arguments)
+    assert words in str(problem.value)
