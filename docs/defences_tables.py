@@ -11,15 +11,13 @@ from hyperfed.report.tables import guarantee, human_bytes
 RESULTS = Path(__file__).parent.parent / "results"
 DEFENCES = {
     "none": "none",
-    "central-0": "clipping only (C = 2)",
-    "central-0.01": "noise by the server, z = 0.01",
-    "central-0.1": "noise by the server, z = 0.1",
-    "central-1": "noise by the server, z = 1",
-    "local-0.01": "noise by the clients, z = 0.01",
-    "local-0.1": "noise by the clients, z = 0.1",
+    "central-0.01": "noise by the server, C = 2, z = 0.01",
+    "central-0.1": "noise by the server, C = 2, z = 0.1",
+    "central-1": "noise by the server, C = 2, z = 1",
+    "local-0.1": "noise by the clients, C = 2, z = 0.1",
     "secagg": "secure aggregation",
     "records-none": "none; group norm, 1 epoch, batch 16",
-    "records-1": "DP-SGD, z = 1; the same otherwise",
+    "records-1": "DP-SGD, C = 1, z = 1; the same otherwise",
 }
 
 

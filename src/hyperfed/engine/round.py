@@ -114,6 +114,19 @@ def play(
     return server, [r.loss for r in replies]
 
 
+def federate(
+    method: Method[Any, Any, Any, Any], engine: Engine, rounds: int, participation: float, seed: int, guard: Guard
+) -> tuple[Any, Round]:
+    """All rounds without a folder, ledger or evaluation: the server's state, and the last round."""
+    server, sizes, rnd = method.init_server(engine.initial()), engine.examples, None
+    for number in range(1, rounds + 1):
+        ids = sample(number, method.num_clients, participation, seed)
+        rnd = Round(number, torch.tensor(ids), torch.tensor([sizes[k] for k in ids]))
+        server, _ = play(method, server, rnd, engine, lambda *message: None, guard)
+    assert rnd is not None
+    return server, rnd
+
+
 def present(rnd: Round, clients: list[int]) -> Round:
     """The round as it was for those who answered."""
     where: Tensor = torch.isin(rnd.ids, torch.tensor(clients))

@@ -26,14 +26,14 @@ from hyperfed.core.files import write_json
 from hyperfed.core.seeds import derive_seed, generator
 from hyperfed.data import ClientIndices, load_dataset
 from hyperfed.engine.local import LocalEngine
-from hyperfed.engine.round import play, sample
+from hyperfed.engine.round import federate
 from hyperfed.engine.workspace import DeviceClient, Workspace
 from hyperfed.run.build import choose_device, local_engine, make_clients, make_model
 from hyperfed.run.config import Config, make_config
 
 POSITIONS = {
     "released": "the client's personal model is released",
-    "server": "a curious server: what the client sends, completed with parts of the server's own making",
+    "server": "a curious server: what the client sends, completed with parts trained on the held-out records of other clients",
 }
 FALSE_POSITIVES = (0.001, 0.01)
 
@@ -77,34 +77,29 @@ def confidence(space: Workspace, params: Params, index: Tensor) -> np.ndarray:
     return torch.cat(out).cpu().numpy()
 
 
-def federate(engine: LocalEngine, config: Config) -> Any:
-    """Play all rounds; returns the server's state."""
-    method = engine.method
-    server, sizes = method.init_server(engine.initial()), engine.examples
-    for number in range(1, config.rounds + 1):
-        ids = sample(number, config.num_clients, config.participation, config.seed)
-        rnd = Round(number, torch.tensor(ids), torch.tensor([sizes[k] for k in ids]))
-        server, _ = play(method, server, rnd, engine, lambda *message: None, engine.guard)
-    return server
+def by_name(message: Any, engine: LocalEngine) -> Params:
+    """The model's tensors among a message's, in clear: masked ones are integers."""
+    named = {n.partition("/")[2]: t for n, t in flatten(message).items() if t.is_floating_point()}
+    return select(named, engine.method.model.roles, ALL)
 
 
-def seen_by_server(engine: LocalEngine, k: int, down: Any, number: int) -> Params:
-    """Client ``k``'s next upload where it is weights in clear, else what the server sent it; the rest trained on others' held-out data."""
-    _, reply = engine.turn(k, number, down)
-    shared = {n.partition("/")[2]: t for n, t in flatten(down).items()}
-    if type(reply.upload)._fields == type(down)._fields[:1]:
-        sent = {n.partition("/")[2]: t for n, t in flatten(reply.upload).items()}
-        shared |= {n: t for n, t in sent.items() if t.is_floating_point()}
-    roles = engine.method.model.roles
-    shared = select(shared, roles, ALL)
-    missing = frozenset(roles[n] for n in roles if n not in shared)
-    own = {**engine.initial(), **shared}
+def completion(engine: LocalEngine, down: Any, number: int, others: Sequence[int]) -> Params:
+    """A whole model around what a server has sent: what it has not got, it trains on the held-out records of ``others``."""
+    sent, roles = by_name(down, engine), engine.method.model.roles
+    missing = frozenset(role for n, role in roles.items() if n not in sent)
+    own = {**engine.initial(), **sent}
     if not missing - {Role.STATS}:
         return own
-    others = torch.cat([i for j, i in enumerate(engine.test_index) if j != k])
-    space, optim = engine.space, engine.optim
-    attacker = DeviceClient(space, k, others, others[:0], engine.seed, number, optim.lr, optim, engine.local, "surrogate")
+    records, space, optim = torch.cat([engine.test_index[j] for j in others]), engine.space, engine.optim
+    attacker = DeviceClient(space, others[0], records, records[:0], engine.seed, number, optim.lr, optim, engine.local, "completion")
     return attacker.fit(own, train=missing)
+
+
+def seen_by_server(engine: LocalEngine, k: int, down: Any, number: int, around: Params) -> Params:
+    """Client ``k``'s next upload where that is weights in clear, else what the server sent it; the rest from ``around``."""
+    upload = engine.turn(k, number, down)[1].upload
+    weights = by_name(upload, engine) if type(upload)._fields == type(down)._fields[:1] else {}
+    return {**around, **by_name(down, engine), **weights}
 
 
 def run_once(config: Config, m: int, dataset: Any, pools: list[np.ndarray], folder: Path, positions: Sequence[str]) -> dict[str, Scores]:
@@ -117,13 +112,19 @@ def run_once(config: Config, m: int, dataset: Any, pools: list[np.ndarray], fold
         raise UserError(f"method {config.method['name']!r} pools the data of all clients: membership in one client's data has no meaning.")
     clients = [halves(pool, m, k, 0) for k, pool in enumerate(pools)]
     engine = local_engine(config, device, dataset, clients, method, folder / str(m))
-    server = federate(engine, config)
+    server, _ = federate(method, engine, config.rounds, config.participation, config.seed, engine.guard)
     everyone = Round(config.rounds + 1, torch.arange(config.num_clients), torch.tensor(engine.examples))
     found: dict[str, list[np.ndarray]] = {position: [] for position in positions}
+    ids = range(config.num_clients)
+    around = [
+        completion(engine, method.download(server, everyone, half), everyone.number, [k for k in ids if k % 2 != half] or [0])
+        for half in (0, 1)[: config.num_clients]
+    ]
     for k, pool in enumerate(pools):
         down = method.download(server, everyone, k)
         for position in positions:
-            params = engine.model_of(k, down) if position == "released" else seen_by_server(engine, k, down, everyone.number)
+            released = position == "released"
+            params = engine.model_of(k, down) if released else seen_by_server(engine, k, down, everyone.number, around[k % 2])
             found[position].append(confidence(engine.space, params, torch.from_numpy(pool).to(device)))
     member = np.concatenate([np.isin(pool, c.train) for pool, c in zip(pools, clients, strict=True)])
     return {position: Scores(np.concatenate(phi)[None], member[None]) for position, phi in found.items()}
