@@ -9,7 +9,7 @@ import torch
 from cryptography.exceptions import InvalidTag
 
 from hyperfed.core import UserError
-from hyperfed.defences import SecAgg, make_guard
+from hyperfed.defences import ClientDP, SecAgg, make_guard
 from hyperfed.defences.secagg import Cohort, Entropy
 from hyperfed.defences.shares import join, split
 from hyperfed.engine.local import LocalEngine
@@ -130,6 +130,21 @@ def test_a_cohort_of_two_is_too_small() -> None:
     method = METHODS["fedavg"](build_model("mlp", Shape(1, 8, 3), width=4), 4)
     with pytest.raises(UserError, match=r"needs a cohort of at least 3 clients, but participation = 0\.5 gives 2"):
         make_guard(SecAgg(), setting(method, participation=0.5))
+
+
+def test_a_deployment_takes_secret_noise_only_and_no_simulated_masks() -> None:
+    pytest.importorskip("flwr")
+    from hyperfed.engine.flower.settings import Flower
+    from hyperfed.run.flower import check_defence
+
+    deployed, grid = Flower(backend="deployment"), Flower(backend="grid")
+    with pytest.raises(UserError, match=r"privacy\.secret = False is not valid: must be true in a deployment"):
+        check_defence(ClientDP(), deployed)
+    for settings, flower in ((SecAgg(), deployed), (SecAgg(secret=True), grid)):
+        with pytest.raises(UserError, match="handshake simulated from the run's seed"):
+            check_defence(settings, flower)
+    for settings, flower in ((None, deployed), (ClientDP(secret=True), deployed), (ClientDP(), grid), (SecAgg(), grid)):
+        check_defence(settings, flower)
 
 
 def test_secret_keys_still_cancel(tmp_path: Path) -> None:
