@@ -38,9 +38,9 @@ def main() -> None:
         for name, overrides in SETTINGS.items():
             for method in ("fedavg", "hfn"):
                 finish(f"{method}-{name}-s{seed}", [f"method={method}", *QUICK, f"seed={seed}", *overrides], RESULTS)
-        for method in ATTACKED:
-            if not (MEMBERSHIP / f"{method}.json").exists():
-                membership.main([f"method={method}", *QUICK, "--runs", "6", "--out", str(MEMBERSHIP / f"{method}.json")])
+    for method in ATTACKED:
+        if not (MEMBERSHIP / f"{method}.json").exists():
+            membership.main([f"method={method}", *QUICK, "--runs", "6", "--out", str(MEMBERSHIP / f"{method}.json")])
 
 
 if __name__ == "__main__":

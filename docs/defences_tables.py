@@ -46,24 +46,14 @@ def defences_digits() -> str:
 
 def membership_digits() -> str:
     """Who leaks membership, and from where."""
-    head = (
-        "method",
-        "accuracy: members",
-        "held out",
-        "position",
-        "attack",
-        "AUC",
-        "balanced accuracy",
-        "TPR at 0.1 % FPR",
-        "TPR at 1 % FPR",
-    )
-    lines = ["| " + " | ".join(head) + " |", "|---|---:|---:|---|---|" + "---:|" * 4]
+    head = ("method", "position", "its accuracy: members", "held out", "attack", "AUC", "balanced accuracy", "TPR at 0.1 % FPR", "at 1 %")
+    lines = ["| " + " | ".join(head) + " |", "|---|---|---:|---:|---|" + "---:|" * 4]
     for path in sorted((RESULTS / "membership").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        right = found["accuracy"]
         for position, leaks in found["leaks"].items():
+            right = found["accuracy"][position]
             for name, a in leaks.items():
-                cells = [found["label"], f"{100 * right['members']:.1f} %", f"{100 * right['held out']:.1f} %", position, name]
+                cells = [found["label"], position, f"{100 * right['members']:.1f} %", f"{100 * right['held out']:.1f} %", name]
                 cells += [f"{a['auc']:.3f} ± {a['deviation']:.3f}", f"{a['balanced_accuracy']:.3f}"]
                 cells += [f"{100 * a[rate]:.2f} %" for rate in ("tpr_at_01_percent", "tpr_at_1_percent")]
                 lines.append("| " + " | ".join(cells) + " |")

@@ -180,14 +180,17 @@ def attacks(scores: Scores) -> dict[str, Leak]:
 def report(config: Config, runs: int) -> dict[str, Any]:
     """Everything about one setting, as it is written to its file."""
     found = gather(config, runs, tuple(POSITIONS))
-    released = found["released"]
-    right = released.phi > 0
     return {
         "runs": runs,
-        "records": released.phi.shape[1],
-        "accuracy": {"members": float(right[released.member].mean()), "held out": float(right[~released.member].mean())},
+        "records": found["released"].phi.shape[1],
+        "accuracy": {p: {"members": share(s, s.member), "held out": share(s, ~s.member)} for p, s in found.items()},
         "leaks": {p: {name: {k: round(v, 4) for k, v in a._asdict().items()} for name, a in attacks(s).items()} for p, s in found.items()},
     }
+
+
+def share(scores: Scores, of: np.ndarray) -> float:
+    """Accuracy of the attacked models on the records ``of`` [M, R]: an attack on a model that knows nothing finds nothing."""
+    return round(float((scores.phi > 0)[of].mean()), 4)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -208,11 +211,12 @@ def main(arguments: Sequence[str]) -> int:
     result = {"label": method_label(composed), "overrides": overrides, **report(make_config(composed), known.runs)}
     if known.out:
         write_json(known.out, result)
-    print(f"{result['label']}: accuracy {result['accuracy']['members']:.3f} on members, {result['accuracy']['held out']:.3f} held out")
     for position, found in result["leaks"].items():
+        right = result["accuracy"][position]
+        print(f"{result['label']}, {position}: accuracy {right['members']:.3f} on members, {right['held out']:.3f} held out")
         for name, a in found.items():
             print(
-                f"  {position:<9} {name:<15} AUC {a['auc']:.3f} ± {a['deviation']:.3f}  balanced accuracy {a['balanced_accuracy']:.3f}"
+                f"  {name:<15} AUC {a['auc']:.3f} ± {a['deviation']:.3f}  balanced accuracy {a['balanced_accuracy']:.3f}"
                 f"  TPR at 0.1 % FPR {a['tpr_at_01_percent']:.3f}, at 1 % {a['tpr_at_1_percent']:.3f}"
             )
     return 0
