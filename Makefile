@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: docs methods-table run test test-slow test-deploy lint types bench install install-dev clean
+.PHONY: docs defences-table methods-table run test test-slow test-deploy lint types bench install install-dev clean
 
 # The core alone, for running; everything (Flower, the hub, linters) for testing.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,flower,hub]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,flower,hub,privacy]'
 	touch $@
 
 install: $(VENV)/.installed
@@ -44,6 +44,9 @@ types: install-dev
 
 methods-table: install-dev
 	$(BIN)/python docs/methods_on_digits.py
+
+defences-table: install-dev
+	$(BIN)/python docs/defences_on_digits.py
 
 docs: install-dev
 	$(BIN)/python docs/generate.py

@@ -6,6 +6,8 @@ A block ``<!-- generated:NAME -->`` ... ``<!-- /generated -->`` of a page is rep
 import re
 from pathlib import Path
 
+from defences_tables import defences_digits, membership_digits
+
 from hyperfed.core.files import write_text
 from hyperfed.evidence.page import completeness, result
 from hyperfed.evidence.plans import Ask, plan
@@ -20,7 +22,7 @@ from hyperfed.report.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs/img"
-PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md", "docs/evidence.md")
+PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md", "docs/evidence.md", "docs/defences.md")
 
 
 def kept(topic: str) -> list[RunFiles]:
@@ -92,6 +94,8 @@ BLOCKS = {
     "table4_mini": lambda: evidence("table4", Ask("mini", ("cifar10",))),
     "fig3_mini": lambda: evidence("fig3", Ask("mini")),
     "fig5_mini": lambda: evidence("fig5", Ask("mini", ("mnist", "cifar10"))),
+    "defences_digits": defences_digits,
+    "membership_digits": membership_digits,
 }
 
 

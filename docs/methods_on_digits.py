@@ -21,22 +21,27 @@ def settings(name: str, hyper: str, seed: int) -> list[str]:
     return [f"method={name}", f"hyper={hyper}", *common, f"seed={seed}", *OWN.get(name, [])]
 
 
+def finish(label: str, overrides: list[str], results: Path) -> None:
+    """Run a setting and keep it, unless it is kept already; a refusal is told."""
+    if (results / f"{label}.json").exists():
+        return
+    folder = ROOT / "runs" / results.name / label
+    try:
+        Experiment(composed_dict(compose_checked([*overrides, f"run.dir={folder}"]))).run()
+    except UserError as refusal:
+        print(f"{label}: {refusal}")
+        return
+    keep(read_run(folder), results)
+    print(label, read_run(folder).last["before"]["mean"], flush=True)
+
+
 def main() -> None:
     """Run what is missing."""
     for seed in (1, 2, 3):
         for name in METHODS:
             for hyper in ("none", "hfn"):
                 label = f"{'hfn+' if hyper == 'hfn' else ''}{name}-s{seed}"
-                if (RESULTS / f"{label}.json").exists():
-                    continue
-                folder = ROOT / "runs/methods_digits" / label
-                try:
-                    Experiment(composed_dict(compose_checked([*settings(name, hyper, seed), f"run.dir={folder}"]))).run()
-                except UserError as refusal:
-                    print(f"{label}: {refusal}")
-                    continue
-                keep(read_run(folder), RESULTS)
-                print(label, read_run(folder).last["before"]["mean"], flush=True)
+                finish(label, settings(name, hyper, seed), RESULTS)
 
 
 if __name__ == "__main__":

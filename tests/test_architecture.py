@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 import hyperfed
 from hyperfed.data import DATASETS, PARTITIONS
+from hyperfed.defences import DEFENCES
 from hyperfed.methods import METHODS
 from hyperfed.models import MODELS
 from hyperfed.run.config import ENGINES
@@ -21,7 +22,8 @@ ALLOWED = {  # package -> packages it may import
     "methods": {"core", "methods", "models"},
     "data": {"core", "data"},
     "engine": {"core", "models", "methods", "data", "engine"},
-    "run": {"core", "models", "methods", "data", "engine", "run"},
+    "defences": {"core", "models", "methods", "data", "engine", "defences"},
+    "run": {"core", "models", "methods", "data", "engine", "defences", "run"},
 }
 
 
@@ -42,7 +44,7 @@ def test_imports_point_downwards(package: str) -> None:
                     assert name.split(".")[1] in ALLOWED[package], f"{path}: {name}"
 
 
-@pytest.mark.parametrize(("group", "registry"), [("method", METHODS), ("partition", PARTITIONS)])
+@pytest.mark.parametrize(("group", "registry"), [("method", METHODS), ("partition", PARTITIONS), ("privacy", DEFENCES)])
 def test_every_entry_has_a_yaml_with_exactly_its_fields(group: str, registry: dict[str, type]) -> None:
     for name, cls in registry.items():
         text = (files("hyperfed.conf") / group / f"{name}.yaml").read_text()

@@ -49,6 +49,7 @@ def _list() -> None:
     from rich.console import Console
 
     from hyperfed.data import DATASETS, PARTITIONS
+    from hyperfed.defences import DEFENCES
     from hyperfed.methods import METHODS
     from hyperfed.models import MODELS
 
@@ -59,6 +60,7 @@ def _list() -> None:
         "models (model=)": {n: _first_line(b) for n, b in MODELS.items()},
         "data sets (dataset=)": {n: s.description for n, s in DATASETS.items()},
         "partitions (partition=)": {n: _first_line(c) for n, c in PARTITIONS.items()},
+        "defences (privacy=)": {n: _first_line(c) for n, c in DEFENCES.items()},
     }
     for title, rows in sections.items():
         console.print(f"[bold]{title}[/bold]")

@@ -79,11 +79,15 @@ def _explain(problem: Exception, overrides: list[str]) -> UserError:
     parents = {k.rpartition(".")[0] for k in known}
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
-        if key not in known and key not in parents and not key.startswith(("hydra.", "method.", "model.", "partition.", "hypernet.")):
+        if (
+            key not in known
+            and key not in parents
+            and not key.startswith(("hydra.", "method.", "model.", "partition.", "hypernet.", "privacy."))
+        ):
             return unknown("field", key, known)
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
-        if key.startswith(("method.", "model.", "partition.", "hypernet.")):
+        if key.startswith(("method.", "model.", "partition.", "hypernet.", "privacy.")):
             chosen = [o for o in overrides if o.partition("=")[0] in (*groups(), "hyper")]
             present = [k for k in flat(composed_dict(compose("config", overrides=chosen))) if k.startswith(key.split(".")[0] + ".")]
             if key not in present:

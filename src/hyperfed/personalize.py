@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from hyperfed.core import Client, Round, UserError, invalid
+from hyperfed.core import Client, UserError, invalid
 from hyperfed.core.descent import sgd
 from hyperfed.core.tree import clip
 from hyperfed.methods.fedavg import Personal
@@ -64,7 +64,7 @@ def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) 
     An untrained embedding is the mean of the trained ones, with what is personal (head, running statistics) trained in as many visits.
     """
     from hyperfed.core.files import write_json
-    from hyperfed.engine.round import play, sample
+    from hyperfed.engine.round import federate
     from hyperfed.run.build import local_engine, make_clients, prepare
     from hyperfed.run.config import make_config, run_folder
 
@@ -77,11 +77,7 @@ def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) 
         raise invalid("--novel", novel, f"between 1 and {config.num_clients - 1}")
     method = dataclasses.replace(whole, num_clients=known)
     engine = local_engine(config, device, dataset, make_clients(config, dataset), method, folder / "states")
-    server = method.init_server(engine.initial())
-    for number in range(1, config.rounds + 1):
-        ids = torch.tensor(sample(number, known, config.participation, config.seed))
-        rnd = Round(number, ids, torch.tensor([len(engine.train_index[k]) for k in ids.tolist()]))
-        server, _ = play(method, server, rnd, engine, lambda *message: None)
+    server, rnd = federate(method, engine, config.rounds, config.participation, config.seed, engine.guard)
 
     def accuracy(hits: list[int], clients: range) -> float:
         return float(np.sum(hits) / sum(len(engine.test_index[k]) for k in clients))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hyperfed.core import ALL, Method, Params, Round, Scope, select
 from hyperfed.core.seeds import derive_seed, generator
+from hyperfed.engine.guard import Guard
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.round import Finetune, Reply, Score
 from hyperfed.engine.store import Store
@@ -30,6 +31,7 @@ class LocalEngine:
     rounds: int
     private_init: Scope = frozenset()
     on_nan: str = "stop"
+    guard: Guard = field(default_factory=Guard)
     stop: Callable[[], bool] = lambda: False
     warn: Callable[[int, int, str], None] = lambda number, client, text: None
     _initial: Params | None = None
@@ -78,7 +80,8 @@ class LocalEngine:
         held = int(self.method.validation * len(index))
         if held:
             index = index[torch.randperm(len(index), generator=generator(self.seed, "validation", k)).to(index.device)]
-        return DeviceClient(self.space, k, index[held:], index[:held], self.seed, number, lr, optim, self.local, purpose)
+        each = self.guard.per_example if purpose == "train" else None
+        return DeviceClient(self.space, k, index[held:], index[:held], self.seed, number, lr, optim, self.local, purpose, each)
 
     def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
         """See :class:`~hyperfed.engine.round.Engine`. Raises KeyboardInterrupt between two clients when asked to stop."""
@@ -99,8 +102,8 @@ class LocalEngine:
         """What client ``k`` does in a round: its new state and its answer. Raises NonFiniteLoss."""
         client = self.client(k, number, "train", self.optim, self.optim.rate(number, self.rounds))
         state, upload = self.method.client_update(client, self.state(k), down)
-        loss = sum(client.losses) / len(client.losses) if client.losses else float("nan")
-        return state, Reply(k, upload, loss)
+        loss = sum(client.losses) / len(client.losses) if client.losses and self.guard.sends_loss else float("nan")
+        return state, Reply(k, self.guard.protect(number, k, down, upload), loss)
 
     def commit(self, number: int) -> None:
         """Keep the states of the round that was just played."""

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyperfed.core import Method, Params, Role, Round, stack
+from hyperfed.core import Method, Params, Role, Round
 from hyperfed.core.seeds import derive_seed
+from hyperfed.engine.guard import Guard, Record
 from hyperfed.engine.store import Versions
 
 
@@ -85,10 +86,6 @@ class Engine(Protocol):
         """Every client's personal model on its own test data, in the order of ``rnd.ids``; no tests where a client did not answer."""
 
 
-Record = Callable[[int, int, str, Any], None]
-"""Hears of every message: round, client, "down" or "up", the message itself."""
-
-
 def sample(number: int, num_clients: int, participation: float, seed: int) -> list[int]:
     """The cohort of a round: round(participation * N), at least one, without replacement, sorted."""
     size = max(1, round(participation * num_clients))
@@ -96,7 +93,9 @@ def sample(number: int, num_clients: int, participation: float, seed: int) -> li
     return sorted(rng.choice(num_clients, size, replace=False).tolist())
 
 
-def play(method: Method[Any, Any, Any, Any], server: Any, rnd: Round, engine: Engine, record: Record) -> tuple[Any, list[float]]:
+def play(
+    method: Method[Any, Any, Any, Any], server: Any, rnd: Round, engine: Engine, record: Record, guard: Guard | None = None
+) -> tuple[Any, list[float]]:
     """Play one round; every message that passes is recorded. Returns the new server state and the participants' losses."""
 
     def download(k: int) -> Any:
@@ -109,9 +108,23 @@ def play(method: Method[Any, Any, Any, Any], server: Any, rnd: Round, engine: En
         record(rnd.number, reply.client, "up", reply.upload)
         replies.append(reply._replace(upload=method.unpack(reply.client, reply.upload)))
     if replies:
-        server = method.server_update(server, present(rnd, [r.client for r in replies]), stack([r.upload for r in replies]))
+        came = present(rnd, [r.client for r in replies])
+        server = method.server_update(server, *(guard or Guard()).open(rnd, came, [r.upload for r in replies], record))
     engine.commit(rnd.number)
     return server, [r.loss for r in replies]
+
+
+def federate(
+    method: Method[Any, Any, Any, Any], engine: Engine, rounds: int, participation: float, seed: int, guard: Guard
+) -> tuple[Any, Round]:
+    """All rounds without a folder, ledger or evaluation: the server's state, and the last round."""
+    server, sizes, rnd = method.init_server(engine.initial()), engine.examples, None
+    for number in range(1, rounds + 1):
+        ids = sample(number, method.num_clients, participation, seed)
+        rnd = Round(number, torch.tensor(ids), torch.tensor([sizes[k] for k in ids]))
+        server, _ = play(method, server, rnd, engine, lambda *message: None, guard)
+    assert rnd is not None
+    return server, rnd
 
 
 def present(rnd: Round, clients: list[int]) -> Round:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hyperfed.core import ALL, Model, Objective, Params, Role, Scope, Step
 from hyperfed.core.seeds import generator
+from hyperfed.engine.guard import PerExample
 from hyperfed.engine.optim import Optim
 from hyperfed.models.network import tensors
 
@@ -100,6 +101,7 @@ class DeviceClient:
     optim: Optim
     local: Local
     purpose: str = "train"
+    per_example: PerExample | None = None
     losses: list[float] = field(default_factory=list)
     calls: int = 0
 
@@ -152,13 +154,20 @@ class DeviceClient:
         if not trained:
             return space.read()
         optimiser = self.optim.build(groups, self.lr)
-        losses = []
-        for index in self._batches(rng, epochs or 0, steps):
+        losses, each = [], self.per_example
+        named = {n: t for n, t in space.live.items() if t.requires_grad}
+        batches = self._batches(rng, epochs or 0, steps)
+        if each is not None:
+            batches = each.batches(self.train, local.batch_size, epochs or 0, steps, rng)
+        for index in batches:
             x, y = space.images.batch(index)
-            step = Step(space.model, space.live, x, y, space.forward, rng)
-            loss = step.loss if objective is None else objective(step)
-            optimiser.zero_grad()
-            loss.backward()
+            if each is not None:
+                loss = each.backward(space, named, (x, y), objective, min(local.batch_size, len(self.train)), rng)
+            else:
+                step = Step(space.model, space.live, x, y, space.forward, rng)
+                loss = step.loss if objective is None else objective(step)
+                optimiser.zero_grad()
+                loss.backward()
             if self.optim.clip is not None:
                 nn.utils.clip_grad_norm_(trained, self.optim.clip)
             optimiser.step()

@@ -9,7 +9,7 @@ from hyperfed.core import UserError, unknown
 from hyperfed.models.convnets import CNN, MLP, LeNet
 from hyperfed.models.hyper import HyperModel, HyperModule, Hypernet
 from hyperfed.models.network import Network
-from hyperfed.models.resnet import ResNet
+from hyperfed.models.resnet import ResNet, group_norm
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Shape:
 def resnet(shape: Shape, width: int = 16, blocks: int = 1) -> nn.Module:
     """The ResNet of HyperFedNet's Table 1 (width, blocks per group)."""
     return ResNet(shape.channels, shape.num_classes, width, blocks)
+
+
+def resnet_gn(shape: Shape, width: int = 16, blocks: int = 1) -> nn.Module:
+    """The same ResNet with group norm in place of batch norm: for privacy=dp_sgd."""
+    return ResNet(shape.channels, shape.num_classes, width, blocks, group_norm)
 
 
 def lenet(shape: Shape) -> nn.Module:
@@ -41,7 +46,7 @@ def mlp(shape: Shape, width: int = 64) -> nn.Module:
     return MLP(shape.channels, shape.num_classes, shape.size, width)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"resnet": resnet, "lenet": lenet, "cnn": cnn, "mlp": mlp}
+MODELS: dict[str, Callable[..., nn.Module]] = {"resnet": resnet, "resnet_gn": resnet_gn, "lenet": lenet, "cnn": cnn, "mlp": mlp}
 
 
 def build_model(name: str, shape: Shape, **settings: int) -> Network:

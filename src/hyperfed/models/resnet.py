@@ -4,22 +4,32 @@ conv3x3(in -> w) + BN + ReLU; three groups of ``blocks`` basic blocks of widths 
 widening blocks have a 1x1 stride-2 convolution as shortcut, without bias and without BN; global average pool; Linear(4w, classes).
 """
 
+from collections.abc import Callable
 from itertools import pairwise
+from math import gcd
 
 import torch
 from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+"""Channels -> the normalisation layer."""
+
+
+def group_norm(channels: int) -> nn.Module:
+    """Group norm (Wu and He, 2018) in 8 groups: every example on its own, as per-example gradients need it."""
+    return nn.GroupNorm(gcd(8, channels), channels)
 
 
 class BasicBlock(nn.Module):
     """conv-BN-ReLU-conv-BN, plus the shortcut, ReLU."""
 
-    def __init__(self, width_in: int, width_out: int) -> None:
+    def __init__(self, width_in: int, width_out: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         stride = 1 if width_in == width_out else 2
         self.conv1 = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width_out)
+        self.bn1 = norm(width_out)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width_out)
+        self.bn2 = norm(width_out)
         self.shortcut = nn.Conv2d(width_in, width_out, 1, stride, bias=False) if stride == 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,12 +41,12 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Table 1's network; ``blocks`` = 1 for MNIST and 6 otherwise, ``width`` = 16 (CIFAR-100: 32)."""
 
-    def __init__(self, channels: int, num_classes: int, width: int = 16, blocks: int = 1) -> None:
+    def __init__(self, channels: int, num_classes: int, width: int = 16, blocks: int = 1, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = norm(width)
         widths = [width] + [width * 2**g for g in range(3) for _ in range(blocks)]
-        self.blocks = nn.Sequential(*(BasicBlock(a, b) for a, b in pairwise(widths)))
+        self.blocks = nn.Sequential(*(BasicBlock(a, b, norm) for a, b in pairwise(widths)))
         self.fc = nn.Linear(4 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

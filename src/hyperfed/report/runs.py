@@ -75,13 +75,14 @@ def method_label(config: dict[str, Any]) -> str:
     """HFN is FedAvg over a hypernetwork; any other method over one is HFN+method."""
     if config["run"].get("name"):
         return str(config["run"]["name"])
-    name = config["method"]["name"]
+    name, privacy = config["method"]["name"], config.get("privacy")
+    defence = f", {privacy['name']}" if privacy else ""
     plain = NAMES.get(name, name)
     hyper = config.get("hypernet")
     if not hyper:
-        return plain
+        return plain + defence
     shared = "+".join(hyper["share"])
-    return ("HFN" if name == "fedavg" else f"HFN+{plain}") + (f" sharing {shared}" if shared else "")
+    return ("HFN" if name == "fedavg" else f"HFN+{plain}") + (f" sharing {shared}" if shared else "") + defence
 
 
 def keep(run: RunFiles, folder: Path) -> Path:

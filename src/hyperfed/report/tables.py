@@ -41,6 +41,14 @@ NOTE = (
 )
 
 
+def guarantee(run: RunFiles) -> str:
+    """What a run's differential privacy amounts to at its end."""
+    spent = run.last.get("privacy")
+    if not spent:
+        return "-"
+    return f"ε = {'∞' if spent['epsilon'] is None else format(spent['epsilon'], '.3g')}, δ = {spent['delta']:g} per {spent['unit']}"
+
+
 def row(run: RunFiles) -> tuple[str, ...]:
     """One run as cells."""
     last, after = run.last, run.last["after"] or {}
@@ -77,16 +85,21 @@ def terminal_table(runs: Sequence[RunFiles]) -> Table:
     table = Table(title=title(runs), caption=NOTE, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(HEADINGS):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    private = any("privacy" in run.last for run in runs)
+    if private:
+        table.add_column("privacy", justify="right")
     for run in runs:
         first, *cells, rounds = (cell.removesuffix(" %") for cell in row(run))
-        table.add_row(f"{first} ({rounds} rounds)" if " of " in rounds else first, *cells)
+        table.add_row(f"{first} ({rounds} rounds)" if " of " in rounds else first, *cells, *([guarantee(run)] if private else []))
     return table
 
 
 def markdown_table(runs: Sequence[RunFiles]) -> str:
     """The comparison as Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    lines += ["| " + " | ".join(row(run)) + " |" for run in runs]
+    private = any("privacy" in run.last for run in runs)
+    columns = COLUMNS + (("privacy",) if private else ())
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(row(run) + ((guarantee(run),) if private else ())) + " |" for run in runs]
     return "\n".join(lines) + "\n\n" + NOTE + "\n"
 
 

@@ -13,6 +13,8 @@ import torch
 from hyperfed.core import Method, Model, Params, UserError, invalid
 from hyperfed.core.seeds import derive_seed
 from hyperfed.data import ClientIndices, Dataset, hold_out, load_dataset, partition
+from hyperfed.defences import Setting, make_guard
+from hyperfed.engine.guard import Guard
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.round import Engine
 from hyperfed.engine.store import Store
@@ -31,6 +33,7 @@ class Federation:
     model: Model
     method: Method[Any, Any, Any, Any]
     engine: Engine
+    guard: Guard
 
 
 def choose_device(name: str) -> torch.device:
@@ -105,7 +108,15 @@ def local_engine(
         config.rounds,
         frozenset(config.private_init),
         config.on_nan,
+        build_guard(config, method, clients),
     )
+
+
+def build_guard(config: Config, method: Method[Any, Any, Any, Any], clients: list[ClientIndices]) -> Guard:
+    """The defence of the run's messages."""
+    sizes = [len(c.train) for c in clients]
+    name = config.method["name"]
+    return make_guard(config.build_privacy(), Setting(method, name, config.rounds, config.participation, config.seed, config.local, sizes))
 
 
 def initial_params(config: Config, model: Model, device: torch.device) -> Params:
@@ -120,10 +131,12 @@ def build(composed: Mapping[str, Any], config: Config, folder: Path, grid: Any =
     engine: Engine
     if config.engine["name"] == "flower":
         flower = import_flower()
-        engine = flower.flower_engine(composed, config, device, dataset, clients, method, folder, grid)
+        guard = build_guard(config, method, clients)
+        engine = flower.flower_engine(composed, config, device, dataset, clients, method, folder, guard, grid)
     else:
         engine = local_engine(config, device, dataset, clients, method, folder / "states")
-    return Federation(config, dataset, clients, model, method, engine)
+        guard = engine.guard
+    return Federation(config, dataset, clients, model, method, engine, guard)
 
 
 def import_flower() -> ModuleType:

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hyperfed.core import Method, Role, UserError, invalid, unknown
 from hyperfed.data import DATASETS, PARTITIONS, Partition
+from hyperfed.defences import DEFENCES, Budget, SecAgg
 from hyperfed.engine.flower.settings import Flower
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.round import Finetune
@@ -79,6 +80,7 @@ class Config:
     dataset: dict[str, Any]
     partition: dict[str, Any]
     hypernet: Hypernet | None = None
+    privacy: dict[str, Any] | None = None
     engine: dict[str, Any] = field(default_factory=lambda: {"name": "local"})
     seed: int = 1
     rounds: int = 30
@@ -129,9 +131,10 @@ class Config:
             ("dataset", DATASETS),
             ("partition", PARTITIONS),
             ("engine", ENGINES),
+            ("privacy", DEFENCES),
         ):
             settings = getattr(self, group)
-            if settings.get("name") not in registry:
+            if settings is not None and settings.get("name") not in registry:
                 raise unknown(group, settings.get("name"), registry)
 
     def build_partition(self) -> Partition:
@@ -141,6 +144,13 @@ class Config:
     def build_engine(self) -> InProcess | Flower:
         """The engine's typed settings."""
         settings: InProcess | Flower = _settings(ENGINES[self.engine["name"]], self.engine, "engine")
+        return settings
+
+    def build_privacy(self) -> Budget | SecAgg | None:
+        """The defence's typed settings."""
+        if self.privacy is None:
+            return None
+        settings: Budget | SecAgg = _settings(DEFENCES[self.privacy["name"]], self.privacy, "privacy")
         return settings
 
     def build_method(self, model: Any) -> Method[Any, Any, Any, Any]:
@@ -155,7 +165,20 @@ class Config:
         return {name: _typed(hints[name], value, f"method.{name}") for name, value in self.method.items() if name != "name"}
 
 
-for _cls in (Config, Data, Eval, Checkpoint, Run, Local, Optim, Finetune, Hypernet, *PARTITIONS.values(), *ENGINES.values()):
+for _cls in (
+    Config,
+    Data,
+    Eval,
+    Checkpoint,
+    Run,
+    Local,
+    Optim,
+    Finetune,
+    Hypernet,
+    *PARTITIONS.values(),
+    *ENGINES.values(),
+    *DEFENCES.values(),
+):
     _cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
 
 FREE = (
@@ -229,6 +252,7 @@ def make_config(composed: Mapping[str, Any]) -> Config:
     config = validated(Config, composed)
     config.build_partition()
     config.build_engine()
+    config.build_privacy()
     config.method_settings()
     return config
 

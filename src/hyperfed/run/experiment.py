@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hyperfed import __version__
-from hyperfed.core import Bank, Round, Traffic, UserError
+from hyperfed.core import Bank, Round, UserError
 from hyperfed.core.codec import fields
 from hyperfed.core.files import write_json, write_text
 from hyperfed.data import label_counts
@@ -195,12 +195,12 @@ class Experiment:
         return _last(self.folder / "metrics.jsonl")
 
     def _round(self, number: int) -> None:
-        config, engine = self.config, self.fed.engine
-        pooled = self.fed.method.pooled
+        config, fed = self.config, self.fed
+        engine, pooled = fed.engine, fed.method.pooled
         ids = [0] if pooled else sample(number, config.num_clients, config.participation, config.seed)
-        sizes = engine.examples
-        examples = torch.tensor([sum(sizes)] if pooled else [sizes[k] for k in ids])
-        self.server, losses = play(self.fed.method, self.server, Round(number, torch.tensor(ids), examples), engine, self.ledger.add)
+        examples = torch.tensor([sum(engine.examples)] if pooled else [engine.examples[k] for k in ids])
+        rnd = Round(number, torch.tensor(ids), examples)
+        self.server, losses = play(fed.method, self.server, rnd, engine, self.ledger.add, fed.guard)
         self.ledger.flush()
         self.number = number
         self.loss = float(np.nanmean(losses)) if losses and not np.isnan(losses).all() else None
@@ -226,7 +226,6 @@ class Experiment:
         if number == config.rounds:
             self._compare_kernels(everyone)
         seconds, cpu = self.clock.read()
-        total: Traffic = self.ledger.total
         self._note_clients(number, result)
         self._note(
             {
@@ -234,9 +233,10 @@ class Experiment:
                 "train_loss": self.loss,
                 "before": result.summary("before"),
                 "after": result.summary("after"),
-                **total._asdict(),
+                **self.ledger.total._asdict(),
                 "seconds": round(seconds, 3),
                 "cpu_seconds": round(cpu, 3),
+                **({"privacy": spent} if (spent := self.fed.guard.spent(number)) else {}),
             }
         )
         return result

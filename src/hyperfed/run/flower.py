@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from flwr.app import Context
 
-from hyperfed.core import Method, UserError
+from hyperfed.core import Method, UserError, invalid
 from hyperfed.core.files import write_json
 from hyperfed.data import ClientIndices, Dataset, Iid, load_folder, partition
+from hyperfed.defences import Budget, SecAgg
 from hyperfed.engine.flower.client_app import ClientSide, make_client_app
 from hyperfed.engine.flower.engine import FlowerEngine
 from hyperfed.engine.flower.grid import InProcessGrid
 from hyperfed.engine.flower.nodes import Carrier, Nodes
 from hyperfed.engine.flower.settings import Flower
 from hyperfed.engine.flower.wire import Wire
+from hyperfed.engine.guard import Guard
 from hyperfed.engine.store import Store
 from hyperfed.engine.workspace import DeviceClient, Images, Local, Workspace
 from hyperfed.run.build import client_type, initial_params, local_engine, make_clients, prepare
@@ -37,6 +39,7 @@ def flower_engine(
     clients: list[ClientIndices],
     method: Method[Any, Any, Any, Any],
     folder: Path,
+    guard: Guard,
     grid: Carrier | None,
 ) -> FlowerEngine:
     """The server's engine. Without a ``grid`` it makes its own: in this process, or Flower's simulator."""
@@ -47,6 +50,7 @@ def flower_engine(
         raise UserError("engine.backend = 'deployment' is started with `hyperfed deploy server`.")
     if settings.backend == "deployment" and method.pooled:
         raise UserError(f"method {config.method['name']!r} pools the data of all clients: it cannot be deployed.")
+    check_defence(config.build_privacy(), settings)
     if grid is None and settings.backend == "grid":
         side = ClientSide(
             local_engine(config, device, dataset, clients, method, folder / "states"),
@@ -67,11 +71,25 @@ def flower_engine(
         method,
         Nodes(grid, experiment_id(composed, folder), config.num_clients, settings, Wire(folder / "wire.csv")),
         initial_params(config, method.model, device),
-        partial(rehearse, config, device, dataset, method),
+        partial(rehearse, config, device, dataset, method, guard),
         str(device),
         config.on_nan,
         close_grid=close,
     )
+
+
+def check_defence(privacy: Budget | SecAgg | None, settings: Flower) -> None:
+    """Secrets from the run's seed are for simulations; and masks need all devices in processes that share it."""
+    if privacy is None:
+        return
+    deployed = settings.backend == "deployment"
+    if isinstance(privacy, SecAgg) and (deployed or privacy.secret):
+        raise UserError(
+            "privacy=secagg has its handshake simulated from the run's seed where engine=flower: it needs privacy.secret=false and "
+            "engine.backend grid or simulation."
+        )
+    if deployed and not privacy.secret:
+        raise invalid("privacy.secret", False, "true in a deployment: noise from the run's seed can be taken off by whoever knows the seed")
 
 
 def experiment_id(composed: Mapping[str, Any], folder: Path) -> str:
@@ -86,7 +104,7 @@ def experiment_id(composed: Mapping[str, Any], folder: Path) -> str:
     return identity  # another run's folder: Experiment refuses it
 
 
-def rehearse(config: Config, device: torch.device, dataset: Dataset, method: Method[Any, Any, Any, Any], down: Any) -> Any:
+def rehearse(config: Config, device: torch.device, dataset: Dataset, method: Method[Any, Any, Any, Any], guard: Guard, down: Any) -> Any:
     """An upload with the structure that every client's must have: one tiny client_update on noise, with a learning rate of nothing."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (REHEARSED, *dataset.images.shape[1:]), dtype=np.uint8)
@@ -97,7 +115,7 @@ def rehearse(config: Config, device: torch.device, dataset: Dataset, method: Met
     space = Workspace(method.model, images)
     client = DeviceClient(space, 0, index[held:], index[:held], 0, 0, 1e-9, config.optim, local, "rehearsal")
     state = method.init_client(initial_params(config, method.model, device))
-    return method.client_update(client, state, down)[1]
+    return guard.form(method.client_update(client, state, down)[1])
 
 
 def _shared_store(config: Config, method: Method[Any, Any, Any, Any], device: torch.device, folder: Path, experiment: str) -> Store[Any]:
