@@ -1,0 +1,1 @@
+"""What a curious server can learn from the messages of a client, and how well it does."""

@@ -1,0 +1,101 @@
+"""Minimisation in float64: L-BFGS with a Wolfe line search, restarts chosen by the attacker's own objective, a budget in evaluations."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Generator, Tensor
+
+from hyperfed.core import Params, invalid, unknown
+from hyperfed.core.seeds import generator
+
+STARTS = ("normal", "grey")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an attack may spend: evaluations per restart, L-BFGS history, restarts, and further ones for those that end in NaN."""
+
+    evals: int = 400
+    history: int = 100
+    restarts: int = 1
+    retries: int = 2
+    start: str = "normal"
+
+    def __post_init__(self) -> None:
+        for name in ("evals", "history", "restarts"):
+            if getattr(self, name) < 1:
+                raise invalid(f"budget.{name}", getattr(self, name), "an integer >= 1")
+        if self.start not in STARTS:
+            raise unknown("budget.start", self.start, STARTS)
+
+    def images(self, shape: tuple[int, ...], rng: Generator) -> Tensor:
+        """Where the search for images begins: N(0, 1) as in DLG, or grey with a little noise."""
+        noise = torch.randn(shape, generator=rng, dtype=torch.float64)
+        return noise if self.start == "normal" else 0.5 + 0.05 * noise
+
+
+class Found(NamedTuple):
+    """The best point by objective, what it cost, and how many attempts ended in NaN."""
+
+    point: Params
+    objective: float
+    evals: int
+    failed: int
+    cpu_seconds: float
+
+
+class _Diverged(ArithmeticError):
+    """The objective is not finite."""
+
+
+def minimise(objective: Callable[[Params], Tensor], start: Params, budget: Budget) -> tuple[Params, float, int]:
+    """The point reached from ``start``, its objective and the evaluations it took. Raises when the objective is not finite."""
+    names, shapes = list(start), [t.shape for t in start.values()]
+    used = 0
+
+    def split(flat: Tensor) -> Params:
+        return {n: part.reshape(s) for n, part, s in zip(names, flat.split([s.numel() for s in shapes]), shapes, strict=True)}
+
+    def both(z: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal used
+        used += 1
+        flat = torch.from_numpy(z).requires_grad_()
+        value = objective(split(flat))
+        (slope,) = torch.autograd.grad(value, flat)
+        if not torch.isfinite(value) or not torch.isfinite(slope).all():
+            raise _Diverged
+        return value.item(), slope.numpy()
+
+    z, best = torch.cat([t.reshape(-1) for t in start.values()]).numpy(), float("inf")
+    while used < budget.evals:  # a line search that gives up starts again with an empty history, as long as that helps
+        options = {"maxcor": budget.history, "maxfun": budget.evals - used, "maxiter": budget.evals, "ftol": 0, "gtol": 0, "maxls": 40}
+        result = minimize(both, z, jac=True, method="L-BFGS-B", options=options)
+        if not result.fun < best:
+            break
+        z, best = result.x, float(result.fun)
+    return split(torch.from_numpy(z)), best, used
+
+
+def search(objective: Callable[[Params], Tensor], draw: Callable[[Generator], Params], budget: Budget, seed: int) -> Found:
+    """The best of ``budget.restarts`` attempts by objective."""
+    began, evals, failed = time.process_time(), 0, 0
+    best: tuple[Params, float] | None = None
+    attempt = done = 0
+    while done < budget.restarts and failed <= budget.retries:
+        point = draw(generator(seed, "attack", attempt))
+        attempt += 1
+        try:
+            point, value, used = minimise(objective, point, budget)
+        except _Diverged:
+            failed += 1
+            continue
+        done, evals = done + 1, evals + used
+        if best is None or value < best[1]:
+            best = point, value
+    point, value = best or ({}, float("nan"))
+    return Found(point, value, evals, failed, time.process_time() - began)
