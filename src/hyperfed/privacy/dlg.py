@@ -37,11 +37,13 @@ class Recovered:
 
 
 def infer_labels(seen: Observation) -> Tensor:
-    """The label of one image [1]: the only negative entry of the gradient of the head's bias (of its weights' row sums where it has none)."""
+    """The label of one image [1]: where the gradient of the head's bias (of its weights' row sums without one) is negative."""
     gradient = seen.gradient()
     head = [n for n in gradient if seen.model.roles[n] is Role.HEAD]
     if not head:
-        raise NotApplicable(f"iDLG reads the label off the classifier's gradient, which {seen.method}'s message does not hold: grant 'labels'.")
+        raise NotApplicable(
+            f"iDLG reads the label off the classifier's gradient, which {seen.method}'s message does not hold: grant 'labels'."
+        )
     if seen.shape[0] != 1:
         raise NotApplicable(f"iDLG reads the label of one image; this message is of a batch of {seen.shape[0]}: grant 'labels'.")
     narrow = min(head, key=lambda n: gradient[n].ndim)
@@ -56,7 +58,7 @@ def stand_in(seen: Observation, seed: int) -> Params:
 
 
 def model_gradient(seen: Observation, weights: Params, x: Tensor, target: Tensor) -> Params:
-    """The gradient, by the tensors of the message, of the mean cross entropy of ``x`` [B, ...] with ``target``: classes [B] or rows [B, C]."""
+    """The gradient, by the tensors of the message, of the mean cross entropy of ``x`` [B, ...] with classes [B] or probabilities [B, C]."""
     names = list(seen.change)
     live = {**weights, **{n: weights[n].detach().requires_grad_() for n in names}}
     output, _ = seen.model.apply(live, x, train=True)

@@ -4,6 +4,7 @@ Zhu, Liu, Han: Deep Leakage from Gradients, NeurIPS 2019, section 4: three 5x5 c
 one linear layer, every tensor drawn from U(-0.5, 0.5).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from hyperfed.models.hyper import assemble
 from hyperfed.models.network import tensors
 
 WIDTH, KERNEL, STRIDES = 12, 5, (2, 2, 1)
+LAYERS = len(STRIDES)
 INITS = {
     "dlg": "U(-0.5, 0.5) everywhere, as in DLG; generated kernels have the same variance",
     "default": "U(+-1/sqrt(fan in)), as PyTorch starts; generated kernels have the same variance",
@@ -35,12 +37,16 @@ class LeNet(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(widths[i], WIDTH, KERNEL, s, KERNEL // 2) for i, s in enumerate(STRIDES))
         self.fc = nn.Linear(WIDTH * ((shape.size + 3) // 4) ** 2, shape.num_classes)
 
+    def layers(self) -> list[nn.Conv2d]:
+        """The convolutions."""
+        return list(self.convs)  # type: ignore[arg-type]
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, size, size] -> [B, num_classes]."""
-        return self.fc(features(x, [c.weight for c in self.convs], [c.bias for c in self.convs]))
+        return self.fc(features(x, [c.weight for c in self.layers()], [c.bias for c in self.layers()]))
 
 
-def features(x: Tensor, kernels: list[Tensor], biases: list[Tensor]) -> Tensor:
+def features(x: Tensor, kernels: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
     """What the last layer reads: [B, channels, H, W] -> [B, F]."""
     for kernel, bias, stride in zip(kernels, biases, STRIDES, strict=True):
         x = torch.sigmoid(conv2d(x, kernel, bias, stride, KERNEL // 2))
@@ -85,13 +91,13 @@ class HyperLeNetModule(nn.Module):
         shapes = {"w_in": (WIDTH, embedding, embedding), "b_in": (WIDTH, embedding)}
         shapes |= {"w_out": (KERNEL, WIDTH * KERNEL, embedding), "b_out": (KERNEL, WIDTH * KERNEL)}
         self.hyper = nn.ParameterDict({n: torch.zeros(s, dtype=torch.float64) for n, s in shapes.items()})
-        self.embed = nn.ParameterDict({"v": torch.zeros(len(STRIDES) - self.first, embedding, dtype=torch.float64)})
+        self.embed = nn.ParameterDict({"v": torch.zeros(LAYERS - self.first, embedding, dtype=torch.float64)})
         for conv in self.generated():
             del conv.weight
 
     def generated(self) -> list[nn.Conv2d]:
         """The convolutions whose kernels are made."""
-        return list(self.net.convs[self.first :])  # type: ignore[arg-type]
+        return self.net.layers()[self.first :]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] -> [B, num_classes]."""

@@ -1,4 +1,4 @@
-"""What an attacker holds: one client's download and upload, the public structure of the model, and what a threat model grants. Nothing else."""
+"""What an attacker holds: one client's download and upload, the model's structure, and what a threat model grants. Nothing else."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,17 +98,21 @@ class Observation:
         """
         t = self.training
         if t is None:
-            raise NotApplicable(f"threat {self.level!r} knows neither learning rate nor steps: only the direction of the change can be matched.")
+            raise NotApplicable(
+                f"threat {self.level!r} knows neither learning rate nor steps: only the direction of the change can be matched."
+            )
         return {n: -c / (t.lr * t.gain) - t.weight_decay * self.before[n] for n, c in self.change.items()}
 
 
 def observe(
     method: Any, download: Any, upload: Any, threat: Threat, shape: tuple[int, ...], private: Params, labels: Tensor, training: Training
 ) -> Observation:
-    """The messages, and of ``private``, ``labels`` and ``training`` what the threat model grants. Tensors are copied: no reference remains."""
+    """The messages, and of ``private``, ``labels`` and ``training`` what the threat model grants. Tensors are copied."""
     roles = method.model.roles
     _, before = _weights(method, download)
     field, after = _weights(method, upload)
+    if any(n not in before or before[n].shape != t.shape for n, t in after.items()):
+        raise NotApplicable(f"method {type(method).__name__} downloads other weights than it uploads: their change cannot be read.")
     trained = [n for n in after if roles[n] is not Role.STATS]
     change = {n: (after[n] if field == "delta" else after[n] - before[n]).double().clone() for n in trained}
     rules = [rule for name, rule in SECRETS.items() if name in threat.known]
@@ -124,4 +128,6 @@ def _weights(method: Any, message: Any) -> tuple[str, Params]:
     for field, value in message._asdict().items():
         if isinstance(value, dict) and value and set(value) <= set(method.model.roles):
             return field, value
-    raise NotApplicable(f"method {type(method).__name__} sends no weights of one client in its {type(message).__name__}: nothing to attack.")
+    raise NotApplicable(
+        f"method {type(method).__name__} sends no weights of one client in its {type(message).__name__}: nothing to attack."
+    )

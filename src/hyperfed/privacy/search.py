@@ -1,13 +1,14 @@
 """Minimisation in float64: L-BFGS with a Wolfe line search, restarts chosen by the attacker's own objective, a budget in evaluations."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch import Generator, Tensor
 
 from hyperfed.core import Params, invalid, unknown
@@ -18,13 +19,14 @@ STARTS = ("normal", "grey")
 
 @dataclass(frozen=True)
 class Budget:
-    """What an attack may spend: evaluations per restart, L-BFGS history, restarts, and further ones for those that end in NaN."""
+    """What an attack may spend: evaluations per restart, L-BFGS history, restarts, retries after NaN; it ends below ``enough``."""
 
     evals: int = 400
     history: int = 100
     restarts: int = 1
     retries: int = 2
     start: str = "normal"
+    enough: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("evals", "history", "restarts"):
@@ -53,9 +55,14 @@ class _Diverged(ArithmeticError):
     """The objective is not finite."""
 
 
-def minimise(objective: Callable[[Params], Tensor], start: Params, budget: Budget) -> tuple[Params, float, int]:
+Box = Mapping[str, tuple[float, float]]
+NO_BOX: Box = MappingProxyType({})
+
+
+def minimise(objective: Callable[[Params], Tensor], start: Params, budget: Budget, within: Box) -> tuple[Params, float, int]:
     """The point reached from ``start``, its objective and the evaluations it took. Raises when the objective is not finite."""
     names, shapes = list(start), [t.shape for t in start.values()]
+    bounds = [within.get(n, (None, None)) for n, s in zip(names, shapes, strict=True) for _ in range(s.numel())] if within else None
     used = 0
 
     def split(flat: Tensor) -> Params:
@@ -71,26 +78,34 @@ def minimise(objective: Callable[[Params], Tensor], start: Params, budget: Budge
             raise _Diverged
         return value.item(), slope.numpy()
 
+    def stop(intermediate_result: OptimizeResult) -> None:
+        if intermediate_result.fun < budget.enough:
+            raise StopIteration
+
     z, best = torch.cat([t.reshape(-1) for t in start.values()]).numpy(), float("inf")
-    while used < budget.evals:  # a line search that gives up starts again with an empty history, as long as that helps
+    while (
+        used < budget.evals and best >= budget.enough
+    ):  # a line search that gives up starts again with an empty history, as long as that helps
         options = {"maxcor": budget.history, "maxfun": budget.evals - used, "maxiter": budget.evals, "ftol": 0, "gtol": 0, "maxls": 40}
-        result = minimize(both, z, jac=True, method="L-BFGS-B", options=options)
+        result = minimize(both, z, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=stop)
         if not result.fun < best:
             break
         z, best = result.x, float(result.fun)
     return split(torch.from_numpy(z)), best, used
 
 
-def search(objective: Callable[[Params], Tensor], draw: Callable[[Generator], Params], budget: Budget, seed: int) -> Found:
-    """The best of ``budget.restarts`` attempts by objective."""
+def search(
+    objective: Callable[[Params], Tensor], draw: Callable[[Generator], Params], budget: Budget, seed: int, within: Box = NO_BOX
+) -> Found:
+    """The best of ``budget.restarts`` attempts by objective; ``within`` bounds unknowns by name."""
     began, evals, failed = time.process_time(), 0, 0
     best: tuple[Params, float] | None = None
     attempt = done = 0
-    while done < budget.restarts and failed <= budget.retries:
+    while done < budget.restarts and failed <= budget.retries and not (best and best[1] < budget.enough):
         point = draw(generator(seed, "attack", attempt))
         attempt += 1
         try:
-            point, value, used = minimise(objective, point, budget)
+            point, value, used = minimise(objective, point, budget, within)
         except _Diverged:
             failed += 1
             continue
