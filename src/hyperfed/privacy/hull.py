@@ -97,7 +97,7 @@ def mixture(seen: Observation, points: Tensor) -> Mixture:
     factors = (torch.einsum("ide,je->jid", phi["w_in"], points) + phi["b_in"]).flatten(0, 1)  # [J N_in, d]
     if len(factors) > factors.shape[1]:
         return Mixture(points, factors, target)
-    return Mixture(points, None, torch.linalg.lstsq(factors.T, target).solution)
+    return Mixture(points, None, torch.linalg.pinv(factors.T) @ target)  # gelsy, lstsq's way, is not bit for bit repeatable
 
 
 def barycentric(tau: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def record(
         engine = LocalEngine(method, space, [everyone], [everyone], store, optim, local, seed, 1, own)
         rnd = Round(1, torch.tensor([0]), torch.tensor([len(images)]))
         down = method.download(method.init_server(engine.initial()), rnd, 0)
-        private = engine.model_of(0, down)
+        private = {n: t.double() for n, t in engine.model_of(0, down).items()}
         _, reply = engine.turn(0, 1, down)
     epochs = getattr(method, "body_epochs", None)  # of FedRep's training only the body's shows in the message
     steps = local.steps if local.steps is not None and epochs is None else (epochs or local.epochs) * -(-len(images) // local.batch_size)

@@ -71,7 +71,7 @@ def minimise(objective: Callable[[Params], Tensor], start: Params, budget: Budge
     def both(z: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal used
         used += 1
-        flat = torch.from_numpy(z).requires_grad_()
+        flat = torch.tensor(z, requires_grad=True)  # a copy: the last bits of products depend on where their operands lie
         value = objective(split(flat))
         (slope,) = torch.autograd.grad(value, flat)
         if not torch.isfinite(value) or not torch.isfinite(slope).all():
