@@ -28,7 +28,7 @@ def cosine(a: Params, b: Params) -> Tensor:
     return 1 - dot(a, b) / (dot({n: a[n] for n in b}, {n: a[n] for n in b}) * dot(b, b)).sqrt()
 
 
-def invert_gradients(seen: Observation, budget: Budget, seed: int = 0, tv: float = 1e-2) -> Recovered:
+def invert_gradients(seen: Observation, budget: Budget, seed: int = 0, tv: float = 1e-3) -> Recovered:
     """``budget.evals`` steps per restart. The label as iDLG reads it; where it cannot be read or granted, it is part of the search."""
     began = time.process_time()
     wanted = {n: -c for n, c in seen.change.items()} if seen.training is None else seen.gradient()

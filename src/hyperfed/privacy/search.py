@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ STARTS = ("normal", "grey")
 
 @dataclass(frozen=True)
 class Budget:
-    """What an attack may spend: evaluations per restart, L-BFGS history, restarts, retries after NaN; it ends below ``enough``."""
+    """What an attack may spend: evaluations, L-BFGS history, restarts, retries after NaN; it ends below ``enough``."""
 
     evals: int = 400
     history: int = 100
@@ -97,20 +97,31 @@ def minimise(objective: Callable[[Params], Tensor], start: Params, budget: Budge
 def search(
     objective: Callable[[Params], Tensor], draw: Callable[[Generator], Params], budget: Budget, seed: int, within: Box = NO_BOX
 ) -> Found:
-    """The best of ``budget.restarts`` attempts by objective; ``within`` bounds unknowns by name."""
-    began, evals, failed = time.process_time(), 0, 0
+    """The best of ``budget.restarts`` attempts by objective: each gets a quarter of the evaluations, the best so far the rest.
+
+    ``within`` bounds unknowns by name.
+    """
+    began, spent, failed = time.process_time(), 0, 0
+    trial = replace(budget, evals=budget.evals if budget.restarts == 1 else max(1, budget.evals // 4))
     best: tuple[Params, float] | None = None
-    attempt = done = 0
-    while done < budget.restarts and failed <= budget.retries and not (best and best[1] < budget.enough):
-        point = draw(generator(seed, "attack", attempt))
-        attempt += 1
+
+    def attempt(point: Params, share: Budget) -> bool:
+        nonlocal best, spent, failed
         try:
-            point, value, used = minimise(objective, point, budget, within)
+            point, value, used = minimise(objective, point, share, within)
         except _Diverged:
             failed += 1
-            continue
-        done, evals = done + 1, evals + used
+            return False
+        spent += used
         if best is None or value < best[1]:
             best = point, value
+        return True
+
+    tried = done = 0
+    while done < budget.restarts and failed <= budget.retries and not (best and best[1] < budget.enough):
+        done += attempt(draw(generator(seed, "attack", tried)), trial)
+        tried += 1
+    if best and budget.evals > trial.evals and best[1] >= budget.enough:
+        attempt(best[0], replace(budget, evals=budget.evals - trial.evals))
     point, value = best or ({}, float("nan"))
-    return Found(point, value, evals, failed, time.process_time() - began)
+    return Found(point, value, spent, failed, time.process_time() - began)
