@@ -11,7 +11,7 @@ from hyperfed.privacy.dlg import dlg, idlg, infer_labels
 from hyperfed.privacy.hull import unmask
 from hyperfed.privacy.inverting import invert_gradients
 from hyperfed.privacy.metrics import CAP, paired, psnr, psnr_affine, ssim
-from hyperfed.privacy.observer import NotApplicable, Observation, threat
+from hyperfed.privacy.observer import NotApplicable, noisy, threat
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.structured import structured
 from leaks import decibels, played
@@ -100,19 +100,10 @@ def test_the_label_rule_is_undefined_without_the_classifiers_gradient() -> None:
         infer_labels(played("fedavg", count=2).seen_by(threat("naive")))
 
 
-def noisy(seen: Observation, z: float) -> Observation:
-    """Gaussian noise of z times the message's norm."""
-    size = sum(c.numel() for c in seen.change.values())
-    norm = torch.stack([c.square().sum() for c in seen.change.values()]).sum().sqrt()
-    rng = torch.Generator().manual_seed(1)
-    noise = {n: z * norm / size**0.5 * torch.randn(c.shape, generator=rng, dtype=c.dtype) for n, c in seen.change.items()}
-    return replace(seen, change={n: c + noise[n] for n, c in seen.change.items()})
-
-
 def test_noise_hides_the_image_even_from_the_oracle() -> None:
     of = played("all")
     seen = of.seen_by(threat("oracle"))
-    clear, little, much = (decibels(dlg(unmask(noisy(seen, z)), GREY), of) for z in (0.0, 1e-2, 10.0))
+    clear, little, much = (decibels(dlg(unmask(noisy(seen, z, 1)), GREY), of) for z in (0.0, 1e-2, 10.0))
     assert clear > 60 > little > much and much < 12
 
 

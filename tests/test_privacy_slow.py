@@ -9,11 +9,10 @@ import torch
 from hyperfed.privacy.dlg import dlg, idlg, infer_labels
 from hyperfed.privacy.hull import unmask
 from hyperfed.privacy.metrics import ssim
-from hyperfed.privacy.observer import threat
+from hyperfed.privacy.observer import noisy, threat
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.structured import structured
 from leaks import decibels, needs_data, played
-from test_privacy_attacks import noisy
 
 pytestmark = [pytest.mark.slow, needs_data]
 
@@ -73,7 +72,7 @@ def test_noise_of_a_hundredth_of_the_message_stops_even_the_oracle_on_mnist() ->
     of, budget = played("all", 0, "mnist"), Budget(600, 50, start="grey")
     seen = of.seen_by(threat("oracle"))
     assert decibels(dlg(unmask(seen), budget), of) > 40
-    assert decibels(dlg(noisy(seen, 1e-2), replace(budget, start="normal")), of) < 8
+    assert decibels(dlg(noisy(seen, 1e-2, 1), replace(budget, start="normal")), of) < 8
 
 
 def test_a_message_smaller_than_the_image_cannot_hold_it_on_mnist() -> None:

@@ -2,9 +2,10 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from hyperfed.privacy.metrics import SUCCESS
 from hyperfed.privacy.networks import INITS
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.summary import markdown, summary, write_csv
+from hyperfed.privacy.sweep import sweep, sweep_table
 
 PAPER = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 COLUMNS = 8
@@ -63,8 +65,8 @@ def number(chosen: dict[str, str], key: str, default: int) -> int:
     return int(text or default)
 
 
-def fig4(words: Sequence[str], out: Path) -> None:
-    """Attack every method's message for every image; write the picture, every attempt and the summary of each data set."""
+def prepared(words: Sequence[str]) -> Iterator[tuple[Dataset, Scale, Setting]]:
+    """Each data set with its scale and what all its attacks share."""
     chosen = settings(words)
     if chosen["scale"] not in SCALES:
         raise unknown("scale", chosen["scale"], SCALES)
@@ -82,7 +84,13 @@ def fig4(words: Sequence[str], out: Path) -> None:
         colour = dataset.images.shape[3] > 1
         evals = scale.evals * 3 // 2 if colour else scale.evals
         budget = Budget(evals, 100 if colour else 50, scale.restarts, start="grey", enough=1e-9)
-        one_dataset(dataset, scale, Setting(budget, start=chosen["init"]), out)
+        yield dataset, scale, Setting(budget, start=chosen["init"])
+
+
+def fig4(words: Sequence[str], out: Path) -> None:
+    """Attack every method's message for every image; write the picture, every attempt and the summary of each data set."""
+    for dataset, scale, setting in prepared(words):
+        one_dataset(dataset, scale, setting, out)
     print(write_table(out), f"written: {out}", sep="\n")
 
 
@@ -124,6 +132,26 @@ def one_dataset(dataset: Dataset, scale: Scale, setting: Setting, out: Path) -> 
     draw_grid(out / f"{dataset.name}.png", rows, title)
 
 
+def weaken(words: Sequence[str], out: Path) -> None:
+    """Attack while one setting at a time is changed; write every attempt and the table."""
+    for dataset, scale, setting in prepared(words):
+        rows: list[dict[str, Any]] = []
+        attempts: list[Attempt] = []
+        for name, lines, found in sweep(dataset, scale.images, setting):
+            rows, attempts = rows + found, attempts + [a._replace(row=f"{name}; {a.row}") for a in lines]
+            write_csv(out / f"sweep_{dataset.name}.csv", attempts)
+            write_json(out / f"sweep_{dataset.name}.json", {"budget": asdict(setting.budget), "rows": rows})
+            print(f"{dataset.name}: {name} done", flush=True)
+        write_text(out / f"sweep_{dataset.name}.md", sweep_table(rows))
+        print(sweep_table(rows), f"written: {out}", sep="\n")
+
+
+EXPERIMENTS = {
+    "fig4": (fig4, "images recovered from FedAvg's, FedPer's and HFN's messages"),
+    "sweep": (weaken, "images and steps per message, size of phi, noise, one at a time"),
+}
+
+
 def main(arguments: Sequence[str]) -> int:
     """``hyperfed attack EXPERIMENT [key=value ...] [-o DIR]``."""
     parser = argparse.ArgumentParser(
@@ -133,9 +161,10 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     experiments = parser.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
-    picture = experiments.add_parser("fig4", help="images recovered from FedAvg's, FedPer's and HFN's messages")
-    picture.add_argument("settings", nargs="*", metavar="key=value")
-    picture.add_argument("-o", "--out", type=Path, default=Path("attack"), help="where the files go (default: ./attack)")
+    for name, (_, text) in EXPERIMENTS.items():
+        one = experiments.add_parser(name, help=text)
+        one.add_argument("settings", nargs="*", metavar="key=value")
+        one.add_argument("-o", "--out", type=Path, default=Path("attack"), help="where the files go (default: ./attack)")
     known = parser.parse_args(list(arguments))
-    fig4(known.settings, known.out)
+    EXPERIMENTS[known.experiment][0](known.settings, known.out)
     return 0

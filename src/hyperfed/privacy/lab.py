@@ -21,7 +21,7 @@ from hyperfed.privacy.hull import unmask
 from hyperfed.privacy.inverting import invert_gradients
 from hyperfed.privacy.metrics import Quality, floors, paired, quality
 from hyperfed.privacy.networks import hyper_lenet, lenet
-from hyperfed.privacy.observer import Observation, threat
+from hyperfed.privacy.observer import Observation, noisy, threat
 from hyperfed.privacy.record import Recording, record
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.structured import structured
@@ -67,13 +67,14 @@ CASES = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows of a figure share: the network's start, the client's training, the attacker's budget."""
+    """What all rows of a figure share: network's start, client's training and noise (share of its message's norm), attacker's budget."""
 
     budget: Budget
     embedding: int = 64
     start: str = "dlg"
     batch: int = 1
     steps: int = 1
+    noise: float = 0.0
     optim: Optim = Optim()
 
 
@@ -141,7 +142,7 @@ class Bench:
     def attack(self, case: Case) -> tuple[list[Attempt], Tensor | None]:
         """One line for each image of the batch, and the recovered images [B, channels, size, size]."""
         played = self.recording(case)
-        seen = unmask(played.seen_by(threat(case.threat)))
+        seen = unmask(noisy(played.seen_by(threat(case.threat)), self.setting.noise, self.seed))
         got = ATTACKS[case.attack](seen, self.setting.budget, derive_seed(self.seed, "attacker", *self.ids))
         images = None if got.images is None else paired(got.images, played.images)
         nan = float("nan")

@@ -1,12 +1,14 @@
 """What an attacker holds: one client's download and upload, the model's structure, and what a threat model grants. Nothing else."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hyperfed.core import Model, Params, Role, UserError, unknown
+from hyperfed.core.seeds import generator
 
 SECRETS: dict[str, Callable[[str, Role], bool]] = {
     "embeddings": lambda name, role: role is Role.EMBED,
@@ -131,3 +133,13 @@ def _weights(method: Any, message: Any) -> tuple[str, Params]:
     raise NotApplicable(
         f"method {type(method).__name__} sends no weights of one client in its {type(message).__name__}: nothing to attack."
     )
+
+
+def noisy(seen: Observation, share: float, seed: int) -> Observation:
+    """The same message with Gaussian noise of ``share`` times its norm."""
+    if not share:
+        return seen
+    rng, size = generator(seed, "noise"), sum(c.numel() for c in seen.change.values())
+    norm = torch.stack([c.square().sum() for c in seen.change.values()]).sum().sqrt()
+    draw = {n: torch.randn(c.shape, generator=rng, dtype=c.dtype) for n, c in seen.change.items()}
+    return replace(seen, change={n: c + share * norm / size**0.5 * draw[n] for n, c in seen.change.items()})
