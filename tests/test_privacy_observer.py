@@ -10,9 +10,10 @@ from hyperfed.privacy.hull import embedding_hull, mixture, unmask
 from hyperfed.privacy.networks import filters
 from hyperfed.privacy.observer import NotApplicable, Observation, Training, threat
 from hyperfed.privacy.record import Recording
+from hyperfed.privacy.resnet import hull_of_a_round
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.structured import structured
-from leaks import played
+from leaks import dataset, played
 
 BUDGET = Budget(evals=30, history=10, start="grey")
 
@@ -94,6 +95,14 @@ def test_more_embeddings_than_dimensions_have_no_hull() -> None:
     seen = played("all", embedding=2).seen_by(threat("adaptive"))
     with pytest.raises(NotApplicable, match="J must be <= N_v"):
         structured(seen, BUDGET)
+
+
+def test_a_round_of_several_steps_still_shows_the_hull_of_the_residual_networks_embeddings() -> None:
+    near = hull_of_a_round(dataset(), embedding=64, blocks=1, images=24, epochs=2)
+    assert (near["embeddings"], near["steps"]) == (32, 2)
+    assert near["distance_max"] < 1e-2 and near["distance_random"] > 0.2
+    with pytest.raises(NotApplicable, match="J must be <= N_v"):
+        hull_of_a_round(dataset(), embedding=16, blocks=1, images=8, epochs=1)
 
 
 def test_known_embeddings_turn_hfns_message_into_the_plain_networks() -> None:

@@ -17,6 +17,7 @@ from hyperfed.privacy.figure import Picture, draw_grid
 from hyperfed.privacy.lab import CASES, Attempt, Setting, baseline, choose, play
 from hyperfed.privacy.metrics import SUCCESS
 from hyperfed.privacy.networks import INITS
+from hyperfed.privacy.resnet import ROUNDS, hull_of_a_round, hull_table
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.summary import markdown, summary, write_csv
 from hyperfed.privacy.sweep import sweep, sweep_table
@@ -146,9 +147,18 @@ def weaken(words: Sequence[str], out: Path) -> None:
         print(sweep_table(rows), f"written: {out}", sep="\n")
 
 
+def hulls(words: Sequence[str], out: Path) -> None:
+    """How exactly a round over the paper's residual network shows the hull of the client's embeddings."""
+    for dataset, _, _ in prepared(["dataset=mnist", *words]):
+        rows = [hull_of_a_round(dataset, 64, 1, images, epochs) for images, epochs in ROUNDS]
+        write_json(out / f"hull_{dataset.name}.json", rows)
+        print(hull_table(rows), f"written: {out}", sep="\n")
+
+
 EXPERIMENTS = {
     "fig4": (fig4, "images recovered from FedAvg's, FedPer's and HFN's messages"),
     "sweep": (weaken, "images and steps per message, size of phi, noise, one at a time"),
+    "hull": (hulls, "the hull of the client's embeddings, after rounds over the paper's residual network"),
 }
 
 
