@@ -3,10 +3,14 @@
 A block ``<!-- generated:NAME -->`` ... ``<!-- /generated -->`` of a page is replaced by what the function NAME returns.
 """
 
+import json
 import re
 from pathlib import Path
 
 from hyperfed.core.files import write_text
+from hyperfed.privacy.command import write_table
+from hyperfed.privacy.resnet import hull_table
+from hyperfed.privacy.sweep import sweep_table
 from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.properties import properties_table
 from hyperfed.report.runs import RunFiles, read_run
@@ -15,7 +19,7 @@ from hyperfed.report.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs/img"
-PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md")
+PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md", "docs/privacy.md")
 
 
 def kept(topic: str) -> list[RunFiles]:
@@ -66,6 +70,9 @@ BLOCKS = {
     "quick_cifar10": lambda: quick("cifar10"),
     "properties": properties_table,
     "methods_digits": methods_digits,
+    "privacy_fig4": lambda: write_table(ROOT / "results/privacy"),
+    "privacy_hull": lambda: hull_table(json.loads((ROOT / "results/privacy/hull_mnist.json").read_text(encoding="utf-8"))),
+    "privacy_sweep": lambda: sweep_table(json.loads((ROOT / "results/privacy/sweep_mnist.json").read_text(encoding="utf-8"))["rows"]),
 }
 
 
