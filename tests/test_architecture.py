@@ -22,6 +22,7 @@ ALLOWED = {  # package -> packages it may import
     "data": {"core", "data"},
     "engine": {"core", "models", "methods", "data", "engine"},
     "run": {"core", "models", "methods", "data", "engine", "run"},
+    "privacy": {"core", "models", "methods", "data", "engine", "run", "privacy"},
 }
 
 
