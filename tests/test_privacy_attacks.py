@@ -125,7 +125,7 @@ def test_an_attempt_that_ends_in_nan_is_counted_and_tried_again_a_bounded_number
     seen = of.seen_by(threat("naive"))
     broken = replace(seen, change={n: c * float("nan") for n, c in seen.change.items()})
     got = dlg(broken, replace(GREY, retries=2))
-    assert got.images is None and got.failed == 3 and np.isnan(got.objective)
+    assert got.images is None and got.failed == 3 and got.evals == 3 and np.isnan(got.objective)
     assert decibels(got, of) == 0
 
 

@@ -1,13 +1,17 @@
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from hyperfed.cli import main
 from hyperfed.core import UserError
-from hyperfed.privacy.lab import CASES, Attempt, Case
+from hyperfed.privacy.lab import CASES, Attempt, Case, Setting, play
+from hyperfed.privacy.search import Budget
 from hyperfed.privacy.summary import markdown, summary, verdicts
+from hyperfed.privacy.sweep import ROWS, sweep_table
+from leaks import dataset
 
 FULL, KEPT, NAIVE, ORACLE = (
     c for c in CASES if c.title in ("FedAvg: DLG", "FedPer: DLG, head guessed", "HFN: DLG, rest guessed", "HFN: DLG, oracle")
@@ -57,6 +61,15 @@ def test_fig4_writes_the_picture_every_attempt_and_the_summary(tmp_path: Path) -
     assert kept["without_any_message"]["black"] < 20
     assert (tmp_path / "out/digits.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path) not in json.dumps(kept)
+
+
+def test_an_attack_without_meaning_is_a_row_that_says_so() -> None:
+    """One embedding dimension for three embeddings: no hull, no structured attack."""
+    setting = Setting(Budget(5, 5, start="grey"), embedding=1)
+    (line, image), *_ = play(dataset(), 1, 1, setting, tuple(c for c in CASES if c.title == "HFN: structured, no secret"))
+    assert line.status == "not applicable" and image is None and math.isnan(line.psnr)
+    row = {"setting": "embedding=1", "psnr_median": 0.0, "evals_median": 0}
+    assert "not applicable" in sweep_table([{**row, "row": r} for r in ROWS])
 
 
 @pytest.mark.parametrize(

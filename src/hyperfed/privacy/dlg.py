@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hyperfed.core import Params, Role
-from hyperfed.core.seeds import derive_seed, generator
+from hyperfed.core.seeds import derive_seed
 from hyperfed.privacy.observer import NotApplicable, Observation
 from hyperfed.privacy.search import Budget, Found, search
 
@@ -33,7 +33,6 @@ class Recovered:
     failed: int
     cpu_seconds: float
     embeddings: Tensor | None = None
-    features: Tensor | None = None
 
 
 def infer_labels(seen: Observation) -> Tensor:
@@ -108,8 +107,3 @@ def recovered(found: Found, labels: Tensor | None) -> Recovered:
     x, y = found.point.get("x"), found.point.get("y")
     chosen = labels if labels is not None or y is None else y.argmax(1)
     return Recovered(None if x is None else x.clamp(0, 1), chosen, found.objective, found.evals, found.failed, found.cpu_seconds)
-
-
-def fresh(seed: int) -> torch.Generator:
-    """Draws of an attack that makes no restarts."""
-    return generator(seed, "attack", 0)

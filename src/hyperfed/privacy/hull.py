@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from hyperfed.core import Params
 from hyperfed.privacy.networks import KERNEL, LAYERS, WIDTH, HyperLeNet, filters, plain_lenet_of
-from hyperfed.privacy.observer import NotApplicable, Observation
+from hyperfed.privacy.observer import NotApplicable, Observation, Training
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def first_guess(mixed: Mixture, channels: int, j: int, rng: torch.Generator, tur
 def unmask(seen: Observation) -> Observation:
     """A message of HFN whose embeddings are known, as the message of the plain network: its kernels and their gradients."""
     model = seen.model
-    if not isinstance(model, HyperLeNet) or "embed.v" not in seen.secrets:
+    if not isinstance(model, HyperLeNet) or "embed.v" not in seen.secrets or seen.training is None:
         return seen
     v = seen.secrets["embed.v"]
     if len(v) * WIDTH > v.shape[1]:
@@ -141,5 +141,5 @@ def unmask(seen: Observation) -> Observation:
         before[f"convs.{layer}.weight"] = kernels[j, :, :depth]
         change[f"convs.{layer}.weight"] = -gradients[j, :, :depth]
     secrets = {n.removeprefix("net."): t for n, t in seen.secrets.items() if n.startswith("net.")}
-    step = replace(seen.training, lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0, steps=1) if seen.training else None
+    step = Training(lr=1.0)
     return replace(seen, model=plain, before=before, change=change, secrets=secrets, training=step)

@@ -21,7 +21,7 @@ from hyperfed.privacy.hull import unmask
 from hyperfed.privacy.inverting import invert_gradients
 from hyperfed.privacy.metrics import Quality, floors, paired, quality
 from hyperfed.privacy.networks import hyper_lenet, lenet
-from hyperfed.privacy.observer import Observation, noisy, threat
+from hyperfed.privacy.observer import NotApplicable, Observation, noisy, threat
 from hyperfed.privacy.record import Recording, record
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.structured import structured
@@ -143,14 +143,17 @@ class Bench:
         """One line for each image of the batch, and the recovered images [B, channels, size, size]."""
         played = self.recording(case)
         seen = unmask(noisy(played.seen_by(threat(case.threat)), self.setting.noise, self.seed))
-        got = ATTACKS[case.attack](seen, self.setting.budget, derive_seed(self.seed, "attacker", *self.ids))
+        try:
+            got = ATTACKS[case.attack](seen, self.setting.budget, derive_seed(self.seed, "attacker", *self.ids))
+            status = "nan" if got.images is None else "ok"
+        except NotApplicable:
+            got, status = Recovered(None, None, float("nan"), 0, 0, 0.0), "not applicable"
         images = None if got.images is None else paired(got.images, played.images)
         nan = float("nan")
         out = []
         for i, (original, label) in enumerate(zip(played.images, played.labels.tolist(), strict=True)):
             q = Quality(nan, nan, nan) if images is None else quality(images[i], original)
             right = None if got.labels is None or len(self.ids) > 1 or "labels" in case.threat else int(got.labels[0]) == label
-            status = "ok" if images is not None else "nan"
             cost = (got.objective, got.evals, got.failed, got.cpu_seconds, status)
             out.append(
                 Attempt._make((self.dataset.name, self.ids[i], label, self.seed, *case, *q, right, embedding_error(got, played), *cost))

@@ -54,6 +54,10 @@ class Found(NamedTuple):
 class _Diverged(ArithmeticError):
     """The objective is not finite."""
 
+    def __init__(self, used: int) -> None:
+        super().__init__(f"not finite at evaluation {used}")
+        self.used = used
+
 
 Box = Mapping[str, tuple[float, float]]
 NO_BOX: Box = MappingProxyType({})
@@ -75,7 +79,7 @@ def minimise(objective: Callable[[Params], Tensor], start: Params, budget: Budge
         value = objective(split(flat))
         (slope,) = torch.autograd.grad(value, flat)
         if not torch.isfinite(value) or not torch.isfinite(slope).all():
-            raise _Diverged
+            raise _Diverged(used)
         return value.item(), slope.numpy()
 
     def stop(intermediate_result: OptimizeResult) -> None:
@@ -109,8 +113,9 @@ def search(
         nonlocal best, spent, failed
         try:
             point, value, used = minimise(objective, point, share, within)
-        except _Diverged:
+        except _Diverged as problem:
             failed += 1
+            spent += problem.used
             return False
         spent += used
         if best is None or value < best[1]:

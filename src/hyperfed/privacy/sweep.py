@@ -25,8 +25,8 @@ def sweep(dataset: Dataset, images: int, setting: Setting) -> Iterator[tuple[str
 
 def sweep_table(rows: list[dict[str, Any]]) -> str:
     """Median PSNR, one line for each setting."""
-    by_setting: dict[str, dict[str, float]] = {}
+    by_setting: dict[str, dict[str, str]] = {}
     for row in rows:
-        by_setting.setdefault(row["setting"], {})[row["row"]] = row["psnr_median"]
+        by_setting.setdefault(row["setting"], {})[row["row"]] = f"{row['psnr_median']:.1f}" if row["evals_median"] else "not applicable"
     head = f"| setting | {' | '.join(ROWS)} |\n|---|{'---:|' * len(ROWS)}\n"
-    return head + "".join(f"| {name} | {' | '.join(f'{cells[r]:.1f}' for r in ROWS)} |\n" for name, cells in by_setting.items())
+    return head + "".join(f"| {name} | {' | '.join(cells[r] for r in ROWS)} |\n" for name, cells in by_setting.items())
