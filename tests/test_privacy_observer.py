@@ -4,16 +4,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hyperfed.core import UserError
+from hyperfed.core import Role, UserError
+from hyperfed.engine.optim import Optim
+from hyperfed.engine.workspace import Local
+from hyperfed.methods import METHODS
+from hyperfed.models import Network
 from hyperfed.privacy.dlg import Recovered, dlg, model_gradient
 from hyperfed.privacy.hull import embedding_hull, mixture, unmask
 from hyperfed.privacy.networks import filters
 from hyperfed.privacy.observer import NotApplicable, Observation, Training, threat
-from hyperfed.privacy.record import Recording
+from hyperfed.privacy.record import Recording, record
 from hyperfed.privacy.resnet import hull_of_a_round
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.structured import structured
 from leaks import dataset, played
+from problems import TinyNet
 
 BUDGET = Budget(evals=30, history=10, start="grey")
 
@@ -44,6 +49,19 @@ def assert_same_names(of: Recording) -> None:
 def test_pfedhns_delta_is_a_gradient_too() -> None:
     of = played("pfedhn")
     assert relative(of.seen_by(threat("naive")).gradient(), true_gradient(of)) < 1e-8
+
+
+def test_fedbns_message_lacks_the_norms_and_its_gradient_is_exact() -> None:
+    """A network with batch norm, two images: neither scale and shift nor running statistics are in the message."""
+    data = dataset()
+    method = METHODS["fedbn"](Network(lambda: TinyNet().double(), 3), 1)
+    of = record(method, data.images[:2], data.labels[:2] % 3, optim=Optim(), local=Local(batch_size=2, steps=1), seed=1)
+    seen = of.seen_by(threat("oracle"))
+    assert not [n for n in seen.change if method.model.roles[n] in (Role.NORM, Role.STATS)]
+    assert set(seen.secrets) == {n for n, r in method.model.roles.items() if r in (Role.NORM, Role.STATS)}
+    assert relative(seen.gradient(), true_gradient(of)) < 1e-8
+    got = dlg(of.seen_by(threat("naive")), replace(BUDGET, evals=5))
+    assert got.images is not None and got.images.shape == (2, 1, 8, 8)
 
 
 def test_several_steps_give_the_mean_gradient_along_the_path() -> None:
