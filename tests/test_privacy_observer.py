@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hyperfed.core import Role, UserError
+from hyperfed.core.seeds import derive_seed
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.workspace import Local
 from hyperfed.methods import METHODS
@@ -17,7 +18,7 @@ from hyperfed.privacy.record import Recording, record
 from hyperfed.privacy.resnet import hull_of_a_round
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.structured import structured
-from leaks import dataset, played
+from leaks import dataset, method_of, played
 from problems import TinyNet
 
 BUDGET = Budget(evals=30, history=10, start="grey")
@@ -121,6 +122,17 @@ def test_a_round_of_several_steps_still_shows_the_hull_of_the_residual_networks_
     assert near["distance_max"] < 1e-2 and near["distance_random"] > 0.2
     with pytest.raises(NotApplicable, match="J must be <= N_v"):
         hull_of_a_round(dataset(), embedding=16, blocks=1, images=8, epochs=1)
+
+
+def test_a_public_seed_makes_every_attacker_an_oracle_in_round_1() -> None:
+    """Clients that start from the common seed hold what the server can draw itself; with seeds of their own they do not."""
+    data, method = dataset(), method_of("all", dataset())
+    settings = {"optim": Optim(), "local": Local(batch_size=1, steps=1), "seed": 3}
+    public = method.model.init(derive_seed(3, "init"))
+    alike = record(method, data.images[:1], data.labels[:1], private_init=frozenset(), **settings).private  # type: ignore[arg-type]
+    assert all(torch.equal(alike[n], t) for n, t in public.items())
+    own = record(method, data.images[:1], data.labels[:1], **settings).private  # type: ignore[arg-type]
+    assert [n for n, t in public.items() if torch.equal(own[n], t)] == [n for n in public if n.startswith("hyper.")]
 
 
 def test_known_embeddings_turn_hfns_message_into_the_plain_networks() -> None:
