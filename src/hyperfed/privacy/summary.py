@@ -31,7 +31,7 @@ def success(attempts: Sequence[Attempt]) -> float:
 
 
 def verdicts(attempts: Sequence[Attempt], cases: Sequence[Case]) -> dict[str, str]:
-    """By row: recovered, or not recovered, or inconclusive. Raises where a failing row lacks a control with the same attack budget.
+    """By row: recovered, or below ``SUCCESS`` dB, or inconclusive. Raises where a failing row lacks a control with the same attack budget.
 
     Controls: the full gradient (must succeed), the naive attacker against a kept head, and the oracle on the same message (must succeed).
     """
@@ -49,7 +49,7 @@ def verdicts(attempts: Sequence[Attempt], cases: Sequence[Case]) -> dict[str, st
         if missing:
             raise UserError(f"row {case.title!r} fails and cannot be reported alone: it needs the control {', '.join(map(repr, missing))}.")
         weak = [role for role in needed if role != "head kept" and success(roles[role]) < FAILS]
-        out[case.title] = f"inconclusive: the control {weak[0]!r} fails too" if weak else "not recovered"
+        out[case.title] = f"inconclusive: the control {weak[0]!r} fails too" if weak else f"below {SUCCESS:g} dB"
     return out
 
 
