@@ -136,10 +136,10 @@ def _weights(method: Any, message: Any) -> tuple[str, Params]:
 
 
 def noisy(seen: Observation, share: float, seed: int) -> Observation:
-    """The same message with Gaussian noise of ``share`` times its norm."""
+    """The same message with Gaussian noise, ``share`` times its norm on every coordinate: what a clip at that norm calls the multiplier."""
     if not share:
         return seen
-    rng, size = generator(seed, "noise"), sum(c.numel() for c in seen.change.values())
+    rng = generator(seed, "noise")
     norm = torch.stack([c.square().sum() for c in seen.change.values()]).sum().sqrt()
     draw = {n: torch.randn(c.shape, generator=rng, dtype=c.dtype) for n, c in seen.change.items()}
-    return replace(seen, change={n: c + share * norm / size**0.5 * draw[n] for n, c in seen.change.items()})
+    return replace(seen, change={n: c + share * norm * draw[n] for n, c in seen.change.items()})
