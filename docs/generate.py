@@ -3,6 +3,7 @@
 A block ``<!-- generated:NAME -->`` ... ``<!-- /generated -->`` of a page is replaced by what the function NAME returns.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hyperfed.evidence.page import completeness, result
 from hyperfed.evidence.plans import Ask, plan
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.tables import entries
+from hyperfed.privacy.command import write_table
+from hyperfed.privacy.resnet import hull_table
+from hyperfed.privacy.sweep import sweep_table
 from hyperfed.report.comparison import markdown
 from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.properties import properties_table
@@ -22,7 +26,7 @@ from hyperfed.report.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs/img"
-PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md", "docs/evidence.md", "docs/defences.md")
+PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md", "docs/evidence.md", "docs/privacy.md", "docs/defences.md")
 
 
 def kept(topic: str) -> list[RunFiles]:
@@ -96,6 +100,9 @@ BLOCKS = {
     "fig5_mini": lambda: evidence("fig5", Ask("mini", ("mnist", "cifar10"))),
     "defences_digits": defences_digits,
     "membership_digits": membership_digits,
+    "privacy_fig4": lambda: write_table(ROOT / "results/privacy"),
+    "privacy_hull": lambda: hull_table(json.loads((ROOT / "results/privacy/hull_mnist.json").read_text(encoding="utf-8"))),
+    "privacy_sweep": lambda: sweep_table(json.loads((ROOT / "results/privacy/sweep_mnist.json").read_text(encoding="utf-8"))["rows"]),
 }
 
 

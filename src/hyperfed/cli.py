@@ -116,6 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("quickstart", help="HFN, FedAvg, FedPer and Local on digits", add_help=False)
     commands.add_parser("reproduce", help="a table or figure of the HyperFedNet paper, ours beside theirs", add_help=False)
     commands.add_parser("deploy", help="a real federation with TLS: certs, server, client (docs/deploy.md)", add_help=False)
+    commands.add_parser("attack", help="what a curious server recovers from messages (docs/privacy.md)", add_help=False)
+    if arguments[:1] == ["attack"]:
+        from hyperfed.privacy.command import main as attack_main
+
+        return guarded(lambda: attack_main(arguments[1:]))
     if arguments[:1] == ["run"]:
         return run_main(arguments[1:])
     if arguments[:1] == ["deploy"]:

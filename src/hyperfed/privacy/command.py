@@ -1,0 +1,180 @@
+"""``hyperfed attack``: the privacy experiments."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hyperfed.core import UserError, invalid, unknown
+from hyperfed.core.files import write_json, write_text
+from hyperfed.data import DATASETS, Dataset, load_dataset
+from hyperfed.privacy.figure import Picture, draw_grid
+from hyperfed.privacy.lab import CASES, Attempt, Setting, baseline, choose, play
+from hyperfed.privacy.metrics import SUCCESS
+from hyperfed.privacy.networks import INITS
+from hyperfed.privacy.resnet import ROUNDS, hull_of_a_round, hull_table
+from hyperfed.privacy.search import Budget
+from hyperfed.privacy.summary import markdown, summary, write_csv
+from hyperfed.privacy.sweep import sweep, sweep_table
+
+PAPER = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+COLUMNS = 8
+EXAMPLES = """examples:
+  hyperfed attack fig4 -o leak                                      two images of each of the paper's four data sets
+  hyperfed attack fig4 scale=paper dataset=mnist,cifar10 -o leak    16 images, three seeds
+  hyperfed attack fig4 scale=smoke dataset=digits -o leak           half a minute, no download
+"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many images and seeds, and what one attack may spend on grey images (colour: half as much again)."""
+
+    images: int
+    seeds: int
+    evals: int
+    restarts: int
+
+
+SCALES = {"smoke": Scale(1, 1, 300, 2), "mini": Scale(2, 1, 600, 2), "paper": Scale(16, 3, 2000, 4)}
+SETTINGS = {"scale": "mini", "dataset": ",".join(PAPER), "images": "", "seeds": "", "init": "dlg", "data.root": "", "data.cache": ""}
+
+
+def settings(words: Sequence[str]) -> dict[str, str]:
+    """``key=value`` words over the defaults."""
+    out = dict(SETTINGS)
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise UserError(f"argument {word!r} is not valid: must be key=value with a key of {', '.join(SETTINGS)}.")
+        if key not in SETTINGS:
+            raise unknown("setting", key, SETTINGS)
+        out[key] = value
+    return out
+
+
+def number(chosen: dict[str, str], key: str, default: int) -> int:
+    """A positive integer, or the scale's."""
+    text = chosen[key]
+    if text and (not text.isdigit() or int(text) < 1):
+        raise invalid(key, text, "an integer >= 1")
+    return int(text or default)
+
+
+def prepared(words: Sequence[str]) -> Iterator[tuple[Dataset, Scale, Setting]]:
+    """Each data set with its scale and what all its attacks share."""
+    chosen = settings(words)
+    if chosen["scale"] not in SCALES:
+        raise unknown("scale", chosen["scale"], SCALES)
+    if chosen["init"] not in INITS:
+        raise unknown("init", chosen["init"], INITS)
+    names = chosen["dataset"].split(",")
+    for name in names:
+        if name not in DATASETS:
+            raise unknown("dataset", name, DATASETS)
+    scale = SCALES[chosen["scale"]]
+    scale = replace(scale, images=number(chosen, "images", scale.images), seeds=number(chosen, "seeds", scale.seeds))
+    torch.set_num_threads(1)
+    for name in names:
+        dataset = load_dataset(name, chosen["data.root"] or None, chosen["data.cache"] or None)
+        colour = dataset.images.shape[3] > 1
+        evals = scale.evals * 3 // 2 if colour else scale.evals
+        budget = Budget(evals, 100 if colour else 50, scale.restarts, start="grey", enough=1e-9)
+        yield dataset, scale, Setting(budget, start=chosen["init"])
+
+
+def fig4(words: Sequence[str], out: Path) -> None:
+    """Attack every method's message for every image; write the picture, every attempt and the summary of each data set."""
+    for dataset, scale, setting in prepared(words):
+        one_dataset(dataset, scale, setting, out)
+    print(write_table(out), f"written: {out}", sep="\n")
+
+
+def write_table(out: Path) -> str:
+    """One table of all data sets whose results are in ``out``."""
+    found = [out / f"{name}.json" for name in DATASETS if (out / f"{name}.json").exists()]
+    text = markdown([row for path in found for row in json.loads(path.read_text(encoding="utf-8"))["rows"]])
+    write_text(out / "fig4.md", text)
+    return text
+
+
+def one_dataset(dataset: Dataset, scale: Scale, setting: Setting, out: Path) -> None:
+    """The files of one data set; the CSV grows with every image, so that an interrupted run has not been for nothing."""
+    attempts: list[Attempt] = []
+    pictures: dict[str, list[Picture]] = {case.title: [] for case in CASES}
+    for attempt, image in play(dataset, scale.images, scale.seeds, setting):
+        attempts.append(attempt)
+        if attempt.seed == 0 and len(pictures[attempt.row]) < COLUMNS:
+            pictures[attempt.row].append(Picture(image, attempt.psnr, attempt.ssim))
+        if attempt.row == CASES[-1].title:
+            write_csv(out / f"{dataset.name}.csv", attempts)
+            print(f"{dataset.name}: seed {attempt.seed + 1} of {scale.seeds}, image {attempt.image} done", flush=True)
+    lines = summary(attempts, CASES)
+    write_json(
+        out / f"{dataset.name}.json",
+        {
+            "scale": asdict(scale),
+            "budget": asdict(setting.budget),
+            "init": setting.start,
+            "embedding": setting.embedding,
+            "psnr": f"on [0, 255], capped at 100 dB; success: >= {SUCCESS:g} dB",
+            "without_any_message": baseline(dataset, scale.images),
+            "rows": lines,
+        },
+    )
+    originals = [torch.from_numpy(np.array(dataset.images[i])).permute(2, 0, 1) / 255 for i in choose(dataset, scale.images)[:COLUMNS]]
+    rows = [("original", [Picture(o) for o in originals]), *pictures.items()]
+    title = f"{dataset.name}: one image, one step, LeNet\nPSNR and SSIM; red: PSNR >= {SUCCESS:g} dB"
+    draw_grid(out / f"{dataset.name}.png", rows, title)
+
+
+def weaken(words: Sequence[str], out: Path) -> None:
+    """Attack while one setting at a time is changed; write every attempt and the table."""
+    for dataset, scale, setting in prepared(words):
+        rows: list[dict[str, Any]] = []
+        attempts: list[Attempt] = []
+        for name, lines, found in sweep(dataset, scale.images, setting):
+            rows, attempts = rows + found, attempts + [a._replace(row=f"{name}; {a.row}") for a in lines]
+            write_csv(out / f"sweep_{dataset.name}.csv", attempts)
+            write_json(out / f"sweep_{dataset.name}.json", {"budget": asdict(setting.budget), "rows": rows})
+            print(f"{dataset.name}: {name} done", flush=True)
+        write_text(out / f"sweep_{dataset.name}.md", sweep_table(rows))
+        print(sweep_table(rows), f"written: {out}", sep="\n")
+
+
+def hulls(words: Sequence[str], out: Path) -> None:
+    """How exactly a round over the paper's residual network shows the hull of the client's embeddings."""
+    for dataset, _, _ in prepared(["dataset=mnist", *words]):
+        rows = [hull_of_a_round(dataset, 64, 1, images, epochs) for images, epochs in ROUNDS]
+        write_json(out / f"hull_{dataset.name}.json", rows)
+        print(hull_table(rows), f"written: {out}", sep="\n")
+
+
+EXPERIMENTS = {
+    "fig4": (fig4, "images recovered from FedAvg's, FedPer's and HFN's messages"),
+    "sweep": (weaken, "images and steps per message, size of phi, noise, one at a time"),
+    "hull": (hulls, "the hull of the client's embeddings, after rounds over the paper's residual network"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``hyperfed attack EXPERIMENT [key=value ...] [-o DIR]``."""
+    parser = argparse.ArgumentParser(
+        "hyperfed attack",
+        description="Attack the messages of real clients, in float64, and report with controls.",
+        epilog=EXAMPLES + "\nsettings and defaults: " + ", ".join(f"{k}={v}" for k, v in SETTINGS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    experiments = parser.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
+    for name, (_, text) in EXPERIMENTS.items():
+        one = experiments.add_parser(name, help=text)
+        one.add_argument("settings", nargs="*", metavar="key=value")
+        one.add_argument("-o", "--out", type=Path, default=Path("attack"), help="where the files go (default: ./attack)")
+    known = parser.parse_args(list(arguments))
+    EXPERIMENTS[known.experiment][0](known.settings, known.out)
+    return 0
