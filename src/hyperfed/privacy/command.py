@@ -164,6 +164,10 @@ EXPERIMENTS = {
 
 def main(arguments: Sequence[str]) -> int:
     """``hyperfed attack EXPERIMENT [key=value ...] [-o DIR]``."""
+    if list(arguments[:1]) == ["membership"]:
+        from hyperfed.privacy.membership import main as membership_main
+
+        return membership_main(arguments[1:])
     parser = argparse.ArgumentParser(
         "hyperfed attack",
         description="Attack the messages of real clients, in float64, and report with controls.",
@@ -175,6 +179,7 @@ def main(arguments: Sequence[str]) -> int:
         one = experiments.add_parser(name, help=text)
         one.add_argument("settings", nargs="*", metavar="key=value")
         one.add_argument("-o", "--out", type=Path, default=Path("attack"), help="where the files go (default: ./attack)")
+    experiments.add_parser("membership", help="was a record among a client's training data? ('... membership --help')", add_help=False)
     known = parser.parse_args(list(arguments))
     EXPERIMENTS[known.experiment][0](known.settings, known.out)
     return 0
