@@ -37,11 +37,56 @@ def defences_digits() -> str:
             runs = _runs(method, setting)
             if not runs:
                 continue
-            worst = max(runs, key=lambda run: (run.last.get("privacy") or {}).get("epsilon") or 0)
             right = np.array([100 * run.last["before"]["mean"] for run in runs])
-            cells = (text, label, f"{right.mean():.1f} ± {right.std():.1f} %", guarantee(worst), human_bytes(runs[0].per_round.bytes))
+            cells = (
+                text,
+                label,
+                f"{right.mean():.1f} ± {right.std():.1f} %",
+                guarantee(_worst(runs)),
+                human_bytes(runs[0].per_round.bytes),
+            )
             lines.append("| " + " | ".join(cells) + f" | {len(runs)} |")
     return "\n".join(lines) + "\n"
+
+
+ATTACKED = {  # what a server holds of one client under each defence, as a row of the privacy lab's sweep
+    "none": ("one client's message", "steps=1"),
+    "local-0.1": ("one client's message with noise", "noise=0.1"),
+    "central-0.1": ("one client's message: the server is trusted", "steps=1"),
+    "central-1": ("one client's message: the server is trusted", "steps=1"),
+    "secagg": ("the mean of a cohort: as of a batch of its size; here 8", "batch=8"),
+    "records-1": ("one client's message with noise", "noise=1"),
+}
+
+
+def defended() -> str:
+    """Each defence: accuracy, guarantee and bytes on digits, and what the attacks get from the message that is left to them on MNIST."""
+    rows = json.loads((RESULTS / "privacy/sweep_mnist.json").read_text(encoding="utf-8"))["rows"]
+    psnr = {(row["setting"], row["row"]): f"{row['psnr_median']:.1f}" for row in rows}
+    attacks = ("FedAvg: DLG", "HFN: structured, no secret", "HFN: DLG, oracle")
+    head = (
+        "defence",
+        "accuracy: FedAvg",
+        "HFN",
+        "guarantee",
+        "bytes: FedAvg",
+        "HFN",
+        "a curious server holds",
+        *(f"{a}, dB" for a in attacks),
+    )
+    lines = ["| " + " | ".join(head) + " |", "|---|---:|---:|---|---:|---:|---|---:|---:|---:|"]
+    for setting, (what, swept) in ATTACKED.items():
+        both = [_runs(method, setting) for method in ("fedavg", "hfn")]
+        right = [f"{np.mean([100 * run.last['before']['mean'] for run in runs]):.1f} %" for runs in both]
+        sent = [human_bytes(runs[0].per_round.bytes) for runs in both]
+        cells = (DEFENCES[setting], *right, guarantee(_worst(both[0])), *sent, what, *(psnr[swept, a] for a in attacks))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _worst(runs: list[RunFiles]) -> RunFiles:
+    """The run with the weakest guarantee."""
+    return max(runs, key=lambda run: (run.last.get("privacy") or {}).get("epsilon") or 0)
 
 
 def membership_digits() -> str:

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from defences_tables import defences_digits, membership_digits
+from defences_tables import defences_digits, defended, membership_digits
 
 from hyperfed.core.files import write_text
 from hyperfed.evidence.page import completeness, result
@@ -99,6 +99,7 @@ BLOCKS = {
     "fig3_mini": lambda: evidence("fig3", Ask("mini")),
     "fig5_mini": lambda: evidence("fig5", Ask("mini", ("mnist", "cifar10"))),
     "defences_digits": defences_digits,
+    "defended": defended,
     "membership_digits": membership_digits,
     "privacy_fig4": lambda: write_table(ROOT / "results/privacy"),
     "privacy_hull": lambda: hull_table(json.loads((ROOT / "results/privacy/hull_mnist.json").read_text(encoding="utf-8"))),

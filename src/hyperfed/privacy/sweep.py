@@ -9,7 +9,12 @@ from hyperfed.privacy.lab import CASES, Attempt, Setting, play
 from hyperfed.privacy.summary import summary
 
 ROWS = ("FedAvg: DLG", "FedPer: DLG, head guessed", "HFN: structured, no secret", "HFN: DLG, oracle")
-SWEEP: dict[str, tuple[Any, ...]] = {"steps": (1, 4, 16), "batch": (2, 4), "embedding": (1, 4, 16, 32), "noise": (1e-4, 1e-3, 1e-2)}
+SWEEP: dict[str, tuple[Any, ...]] = {
+    "steps": (1, 4, 16),
+    "batch": (2, 4, 8),
+    "embedding": (1, 4, 16, 32),
+    "noise": (1e-4, 1e-3, 1e-2, 0.1, 1.0),
+}
 CHOSEN = tuple(case for case in CASES if case.title in ROWS)
 
 
