@@ -20,7 +20,7 @@ FULL, KEPT, NAIVE, ORACLE = (
 
 def lines(case: Case, *decibels: float) -> list[Attempt]:
     """Attempts of these PSNRs."""
-    cost = (None, None, 0.1, 10, 0, 0.5, "ok")
+    cost = (None, None, None, 0.1, 10, 0, 0.5, "ok")
     return [Attempt._make(("mnist", i, 3, 0, *case, d, d, 0.5, *cost)) for i, d in enumerate(decibels)]
 
 

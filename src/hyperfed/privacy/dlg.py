@@ -24,7 +24,10 @@ from hyperfed.privacy.search import Budget, Found, search
 
 @dataclass(frozen=True)
 class Recovered:
-    """What an attack brings back: images [B, channels, size, size], labels [B], embeddings where it finds them, its objective and cost."""
+    """What an attack brings back: images [B, channels, size, size], labels [B], its objective and cost.
+
+    Where it finds them: ``embeddings`` [J, N_v]; ``features`` [B, 12, H / 2, W / 2], what a private first convolution makes of the images.
+    """
 
     images: Tensor | None
     labels: Tensor | None
@@ -33,6 +36,7 @@ class Recovered:
     failed: int
     cpu_seconds: float
     embeddings: Tensor | None = None
+    features: Tensor | None = None
 
 
 def infer_labels(seen: Observation) -> Tensor:

@@ -20,7 +20,7 @@ from hyperfed.privacy.dlg import Recovered, dlg, idlg
 from hyperfed.privacy.hull import unmask
 from hyperfed.privacy.inverting import invert_gradients
 from hyperfed.privacy.metrics import Quality, floors, paired, quality
-from hyperfed.privacy.networks import hyper_lenet, lenet
+from hyperfed.privacy.networks import hyper_lenet, lenet, stem_maps
 from hyperfed.privacy.observer import NotApplicable, Observation, noisy, threat
 from hyperfed.privacy.record import Recording, record
 from hyperfed.privacy.search import Budget
@@ -95,6 +95,7 @@ class Attempt(NamedTuple):
     ssim: float
     label_right: bool | None
     embedding_error: float | None
+    feature_correlation: float | None
     objective: float
     evals: int
     failed: int
@@ -154,10 +155,9 @@ class Bench:
         for i, (original, label) in enumerate(zip(played.images, played.labels.tolist(), strict=True)):
             q = Quality(nan, nan, nan) if images is None else quality(images[i], original)
             right = None if got.labels is None or len(self.ids) > 1 or "labels" in case.threat else int(got.labels[0]) == label
+            known = (embedding_error(got, played), feature_correlation(got, played, i))
             cost = (got.objective, got.evals, got.failed, got.cpu_seconds, status)
-            out.append(
-                Attempt._make((self.dataset.name, self.ids[i], label, self.seed, *case, *q, right, embedding_error(got, played), *cost))
-            )
+            out.append(Attempt._make((self.dataset.name, self.ids[i], label, self.seed, *case, *q, right, *known, *cost)))
         return out, images
 
 
@@ -167,6 +167,16 @@ def embedding_error(got: Recovered, played: Recording) -> float | None:
         return None
     v = played.private["embed.v"]
     return float(((got.embeddings - v).norm(dim=1) / v.norm(dim=1)).max())
+
+
+def feature_correlation(got: Recovered, played: Recording, image: int) -> float | None:
+    """How well the maps of a private first convolution are recovered: mean over channels of the correlation with the true ones."""
+    if got.features is None or len(got.features) > 1:
+        return None
+    private = {n.removeprefix("net."): t for n, t in played.private.items()}
+    true = stem_maps(played.images[image : image + 1], private)
+    a, b = (t.flatten(2)[0] - t.flatten(2)[0].mean(1, keepdim=True) for t in (got.features, true))
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=1).mean())
 
 
 def choose(dataset: Dataset, count: int) -> list[int]:

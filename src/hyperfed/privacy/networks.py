@@ -53,6 +53,11 @@ def features(x: Tensor, kernels: Sequence[Tensor], biases: Sequence[Tensor | Non
     return x.flatten(1)
 
 
+def stem_maps(x: Tensor, weights: Params) -> Tensor:
+    """What the first convolution makes of images: [B, channels, H, W] -> [B, 12, H / 2, W / 2]."""
+    return torch.sigmoid(conv2d(x, weights["convs.0.weight"], weights["convs.0.bias"], STRIDES[0], KERNEL // 2))
+
+
 @dataclass(frozen=True)
 class LeakyLeNet(Network):
     """The LeNet as a model."""

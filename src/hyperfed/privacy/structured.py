@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 from hyperfed.core import Params
 from hyperfed.privacy.dlg import Recovered, distance, recovered, target_of
 from hyperfed.privacy.hull import Hull, Mixture, as_rows, barycentric, embedding_hull, first_guess, mixture, phi_of, unmask
-from hyperfed.privacy.networks import LAYERS, WIDTH, HyperLeNet, LeakyLeNet, features, filters, plain_lenet_of
+from hyperfed.privacy.networks import LAYERS, WIDTH, HyperLeNet, LeakyLeNet, features, filters, plain_lenet_of, stem_maps
 from hyperfed.privacy.observer import Observation
 from hyperfed.privacy.search import Budget, search
 
@@ -133,4 +133,7 @@ def structured(seen: Observation, budget: Budget, seed: int = 0) -> Recovered:
     out = recovered(found, seen.labels)
     if problem.made and found.point:
         out = replace(out, embeddings=problem.hull.points(SMALL * found.point["tau"]))
+    if "convs.0.weight" in problem.hidden and found.point:
+        point = {n: t if n == "x" else SMALL * t for n, t in found.point.items()}
+        out = replace(out, features=stem_maps(point["x"], {**problem.known, **point}))
     return out

@@ -66,6 +66,7 @@ def summary(attempts: Sequence[Attempt], cases: Sequence[Case]) -> list[dict[str
     for title, group in rows_of(attempts).items():
         low, middle, high = quartiles([a.psnr for a in group])
         errors = [a.embedding_error for a in group if a.embedding_error is not None]
+        maps = [a.feature_correlation for a in group if a.feature_correlation is not None]
         rights = [a.label_right for a in group if a.label_right is not None]
         out.append(
             {
@@ -79,6 +80,7 @@ def summary(attempts: Sequence[Attempt], cases: Sequence[Case]) -> list[dict[str
                 "success": success(group),
                 "label_right": float(np.mean(rights)) if rights else None,
                 "embedding_error_median": float(np.median(errors)) if errors else None,
+                "feature_correlation_median": float(np.median(maps)) if maps else None,
                 "nan": sum(a.failed for a in group),
                 "evals_median": float(np.median([a.evals for a in group])),
                 "cpu_seconds": sum(a.cpu_seconds for a in group),
