@@ -10,6 +10,7 @@ from hyperfed.models import Network, Shape, build_model
 from hyperfed.privacy.dlg import dlg, idlg, infer_labels
 from hyperfed.privacy.hull import unmask
 from hyperfed.privacy.inverting import invert_gradients
+from hyperfed.privacy.lab import feature_correlation
 from hyperfed.privacy.metrics import CAP, paired, psnr, psnr_affine, ssim
 from hyperfed.privacy.observer import NotApplicable, noisy, threat
 from hyperfed.privacy.search import Budget
@@ -77,7 +78,12 @@ def test_an_attacker_who_knows_no_secret_reads_hfns_message(image: int) -> None:
 
 def test_a_private_stem_stops_that_search_and_a_known_one_does_not() -> None:
     of, budget = played("stem"), Budget(600, 50, 2, start="grey", enough=1e-8)
-    assert decibels(structured(of.seen_by(threat("adaptive")), budget), of) < 15
+    got = structured(of.seen_by(threat("adaptive")), budget)
+    assert decibels(got, of) < 15
+    correlation = feature_correlation(got, of, 0)
+    assert correlation is not None and correlation > 0.99  # the pixels are safe, what the first convolution makes of them is not
+    elsewhere = feature_correlation(got, played("stem", 1), 0)
+    assert elsewhere is not None and elsewhere < 0.9
     assert decibels(structured(of.seen_by(threat("adaptive+stem")), budget), of) > 30
 
 
