@@ -92,10 +92,16 @@ def summary(attempts: Sequence[Attempt], cases: Sequence[Case]) -> list[dict[str
 
 def markdown(lines: Sequence[dict[str, Any]]) -> str:
     """The summary as a table."""
-    head = "| data | row | n | PSNR q1 / median / q3 | SSIM | >= 20 dB | verdict |\n|---|---|---:|---:|---:|---:|---|\n"
+    names = ("data", "row", "n", "PSNR q1 / median / q3", "SSIM", f">= {SUCCESS:g} dB", "v off by", "maps r", "verdict")
+    head = f"| {' | '.join(names)} |\n|---|---|{'---:|' * 6}---|\n"
+
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else f"{value:{form}}"
+
     body = [
         f"| {s['dataset']} | {s['row']} | {s['attempts']} | {s['psnr_q1']:.1f} / **{s['psnr_median']:.1f}** / {s['psnr_q3']:.1f} "
-        f"| {s['ssim_median']:.2f} | {100 * s['success']:.0f} % | {s['verdict']} |\n"
+        f"| {s['ssim_median']:.2f} | {100 * s['success']:.0f} % "
+        f"| {shown(s['embedding_error_median'], '.1%')} | {shown(s.get('feature_correlation_median'), '.2f')} | {s['verdict']} |\n"
         for s in lines
     ]
     return head + "".join(body)
