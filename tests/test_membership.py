@@ -78,7 +78,8 @@ def test_without_a_gap_no_attack_finds_anything() -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [["method=fedper"], ["method=hfn", "model=resnet"], ["method=pfedhn"], ["method=fedavg", "privacy=secagg"]]
+    "overrides",
+    [["method=fedper"], ["method=hfn", "model=resnet"], ["method=pfedhn"], ["privacy=secagg", "participation=0.67"]],
 )
 def test_the_command_on_small_federations(overrides: list[str], tmp_path: Path) -> None:
     """Two positions, a file; an undertrained federation hardly leaks."""

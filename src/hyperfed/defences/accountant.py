@@ -59,7 +59,8 @@ def sampled_cohorts(z: float, cohort: int, clients: int, rounds: int, delta: flo
     """Sums of ``cohort`` of ``clients`` vectors, drawn without replacement, with noise z C: one client's data replaced, sensitivity 2C.
 
     The smaller of two bounds: Wang, Balle and Kasiviswanathan (AISTATS 2019, theorem 27), and the one that grants the cohort's
-    names to the attacker. The first holds against those who do not learn who took part.
+    names to the attacker. The first holds against those who do not learn who took part, and for clients without memory: neither is so
+    in a run, whose cohorts follow from the seed. For planning a federation whose cohorts are secret.
     """
     known = gaussian(z, rounds, delta)
     if cohort == clients or known in (0.0, inf):

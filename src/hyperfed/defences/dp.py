@@ -116,8 +116,8 @@ class CentralNoise(Noisy):
     """The client clips; the server adds N(0, (z C)^2) to the sum, in which every client counts the same, and divides by their number."""
 
     def epsilon(self, z: float, number: int) -> float:
-        s = self.schedule
-        return accountant.sampled_cohorts(z, s.cohort, s.num_clients, number, self.budget.delta)
+        """Cohorts follow from the seed, which every client has, and clients keep states: no credit is taken for sampling."""
+        return accountant.gaussian(z, self.schedule.most_turns(number), self.budget.delta)
 
     def protect(self, number: int, k: int, down: Any, up: Any) -> Any:
         start = reference(down, up)

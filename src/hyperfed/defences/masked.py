@@ -41,6 +41,7 @@ class Masked(Guard):
     """
 
     sends_loss = False
+    sum_only = True
 
     def __init__(self, settings: SecAgg, cohort: Callable[[int], list[int]], examples: list[int], weighting: Weighting, seed: int) -> None:
         self.settings, self.cohort, self.seed = settings, cohort, seed

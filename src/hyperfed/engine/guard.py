@@ -25,9 +25,13 @@ class PerExample(Protocol):
 
 
 class Guard:
-    """Lets every upload pass: no defence. ``sends_loss``: whether a device tells the server its training loss beside its upload."""
+    """Lets every upload pass: no defence. ``sends_loss``: whether a device tells the server its training loss beside its upload.
+
+    ``sum_only``: whether single uploads cannot be read.
+    """
 
     sends_loss = True
+    sum_only = False
     per_example: PerExample | None = None
 
     def protect(self, number: int, k: int, down: Any, up: Any) -> Any:

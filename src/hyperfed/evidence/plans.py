@@ -78,6 +78,8 @@ class Cell:
             composed["rounds"] = rounds = max(1, round(SHARE_OF_ROUNDS * composed["rounds"]))
             composed["eval"] = {"every": rounds, "finetune": "last"}
             composed["data"]["validation"] = VALIDATION
+        if composed["method"]["name"] == "pfedsim":
+            composed["method"]["warmup_rounds"] = composed["rounds"] // 2  # half of the rounds, as its authors set it
         return composed
 
     @cached_property
@@ -91,8 +93,11 @@ class Cell:
         return identity_hash(self.composed())
 
     def trials(self) -> list["Cell"]:
-        """The runs by which its learning rate is chosen: one seed decides for all."""
-        return [replace(self, seed=1, rate=rate, trial=True) for rate in TRIED[self.scale]] if len(TRIED[self.scale]) > 1 else []
+        """The runs by which its learning rate is chosen: one seed decides for all, and Table 2's HFN for all sizes of embeddings."""
+        if len(TRIED[self.scale]) == 1:
+            return []
+        base = replace(self, experiment="table2", extra=()) if self.experiment == "fig5" else self
+        return [replace(base, seed=1, rate=rate, trial=True) for rate in TRIED[self.scale]]
 
 
 @cache

@@ -35,11 +35,12 @@ class Outcome:
 
 @dataclass
 class Worker:
-    """A run in a process of its own. The lock on its folder lives as long as the process, whatever becomes of the sweep."""
+    """A run in a process of its own. It holds its folder's lock, too: a killed sweep leaves it locked while the run goes on."""
 
     cell: Cell
     folder: Path
     process: subprocess.Popen[bytes]
+    lock: int
 
 
 Progress = Callable[[dict[Cell, int]], None]
@@ -73,6 +74,7 @@ class Sweep:
                 for worker in [w for w in running if w.process.poll() is not None]:
                     running.remove(worker)
                     self._end(worker, out)
+                    os.close(worker.lock)
                 if running:
                     time.sleep(POLL_SECONDS)
         finally:
@@ -84,7 +86,8 @@ class Sweep:
         """Start the cell's run, unless another sweep is at it or has just finished it."""
         folder = self.work / cell.scale / cell.name
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        lock: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        assert lock is not None
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,9 +101,11 @@ class Sweep:
                 command = [sys.executable, "-m", "hyperfed.main", f"resume={folder}"]
                 one = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
                 process = subprocess.Popen(command, stdout=log, stderr=log, env=one, pass_fds=[lock], preexec_fn=die_with_parent)
-            running.append(Worker(cell, folder, process))
+            running.append(Worker(cell, folder, process, lock))
+            lock = None  # until its result is in the store
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
 
     def _settled(self, cell: Cell, out: Outcome) -> bool:
         """Whether the store, as it is on disk now, has the cell's run or its failure."""
@@ -150,6 +155,7 @@ class Sweep:
                 self._end(worker, out)
             else:
                 out.left.append(worker.cell)
+            os.close(worker.lock)
         running.clear()
 
 

@@ -97,6 +97,8 @@ def completion(engine: LocalEngine, down: Any, number: int, others: Sequence[int
 
 def seen_by_server(engine: LocalEngine, k: int, down: Any, number: int, around: Params) -> Params:
     """Client ``k``'s next upload where that is weights in clear, else what the server sent it; the rest from ``around``."""
+    if engine.guard.sum_only:
+        return {**around, **by_name(down, engine)}
     upload = engine.turn(k, number, down)[1].upload
     weights = by_name(upload, engine) if type(upload)._fields == type(down)._fields[:1] else {}
     return {**around, **by_name(down, engine), **weights}
@@ -189,7 +191,7 @@ def report(config: Config, runs: int) -> dict[str, Any]:
 
 
 def share(scores: Scores, of: np.ndarray) -> float:
-    """Accuracy of the attacked models on the records ``of`` [M, R]: an attack on a model that knows nothing finds nothing."""
+    """The share of the records ``of`` [M, R] whose true class gets more than 1/2, a bound on accuracy: who knows nothing tells nothing."""
     return round(float((scores.phi > 0)[of].mean()), 4)
 
 
@@ -213,7 +215,9 @@ def main(arguments: Sequence[str]) -> int:
         write_json(known.out, result)
     for position, found in result["leaks"].items():
         right = result["accuracy"][position]
-        print(f"{result['label']}, {position}: accuracy {right['members']:.3f} on members, {right['held out']:.3f} held out")
+        print(
+            f"{result['label']}, {position}: more than 1/2 for the true class: {right['members']:.3f} of members, {right['held out']:.3f} held out"
+        )
         for name, a in found.items():
             print(
                 f"  {name:<15} AUC {a['auc']:.3f} ± {a['deviation']:.3f}  balanced accuracy {a['balanced_accuracy']:.3f}"

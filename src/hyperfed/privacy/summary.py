@@ -13,8 +13,8 @@ from hyperfed.core.files import write_text
 from hyperfed.privacy.lab import Attempt, Case
 from hyperfed.privacy.metrics import SUCCESS
 
-FAILS = 0.5
-"""A row counts as failed when fewer than this share of its images come back with ``SUCCESS`` dB."""
+FAILS, SUCCEEDS = 0.1, 0.9
+"""A row fails when at most this share of its images comes back with ``SUCCESS`` dB, and succeeds from that share on."""
 
 
 def rows_of(attempts: Iterable[Attempt]) -> dict[str, list[Attempt]]:
@@ -31,7 +31,7 @@ def success(attempts: Sequence[Attempt]) -> float:
 
 
 def verdicts(attempts: Sequence[Attempt], cases: Sequence[Case]) -> dict[str, str]:
-    """By row: recovered, or below ``SUCCESS`` dB, or inconclusive. Raises where a failing row lacks a control with the same attack budget.
+    """By row: recovered (in part), or below ``SUCCESS`` dB, or inconclusive. Raises where a failing row lacks a control of the same budget.
 
     Controls: the full gradient (must succeed), the naive attacker against a kept head, and the oracle on the same message (must succeed).
     """
@@ -41,15 +41,16 @@ def verdicts(attempts: Sequence[Attempt], cases: Sequence[Case]) -> dict[str, st
     for case in cases:
         if case.title not in rows:
             continue
-        if success(rows[case.title]) >= FAILS:
-            out[case.title] = "recovered"
+        share = success(rows[case.title])
+        if share > FAILS:
+            out[case.title] = "recovered" if share >= SUCCEEDS else "recovered in part"
             continue
         needed = ["full gradient", "head kept", *([f"oracle {case.variant}"] if case.variant != "plain" else [])]
         missing = [role for role in needed if role not in roles]
         if missing:
             raise UserError(f"row {case.title!r} fails and cannot be reported alone: it needs the control {', '.join(map(repr, missing))}.")
-        weak = [role for role in needed if role != "head kept" and success(roles[role]) < FAILS]
-        out[case.title] = f"inconclusive: the control {weak[0]!r} fails too" if weak else f"below {SUCCESS:g} dB"
+        weak = [role for role in needed if role != "head kept" and success(roles[role]) < SUCCEEDS]
+        out[case.title] = f"inconclusive: the control {weak[0]!r} does not succeed" if weak else f"below {SUCCESS:g} dB"
     return out
 
 
