@@ -215,9 +215,8 @@ def main(arguments: Sequence[str]) -> int:
         write_json(known.out, result)
     for position, found in result["leaks"].items():
         right = result["accuracy"][position]
-        print(
-            f"{result['label']}, {position}: more than 1/2 for the true class: {right['members']:.3f} of members, {right['held out']:.3f} held out"
-        )
+        told = f"more than 1/2 for the true class: {right['members']:.3f} of members, {right['held out']:.3f} held out"
+        print(f"{result['label']}, {position}: {told}")
         for name, a in found.items():
             print(
                 f"  {name:<15} AUC {a['auc']:.3f} ± {a['deviation']:.3f}  balanced accuracy {a['balanced_accuracy']:.3f}"
