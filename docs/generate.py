@@ -73,13 +73,13 @@ def methods_digits() -> str:
 def evidence(name: str, ask: Ask) -> str:
     """docs/evidence.md: a table or figure of the HyperFedNet paper, as far as it has been run."""
     found = entries(plan(name, ask), Store(ROOT / "results/evidence"), ROOT / "runs/evidence")
-    begun = {cell.dataset for cell, entry in found.items() if entry.runs}
+    begun = {(cell.dataset, cell.split) for cell, entry in found.items() if entry.runs}
     text = f"**{completeness(found)}.**"
-    if missing := sorted({cell.dataset for cell in found} - begun):
+    if missing := sorted({f"{cell.dataset} {cell.split}" for cell in found if (cell.dataset, cell.split) not in begun}):
         text += f" Nothing has been run for {', '.join(missing)}."
     if not begun:
         return text + "\n"
-    tables, images = result(name, {cell: entry for cell, entry in found.items() if cell.dataset in begun}, IMAGES)
+    tables, images = result(name, {cell: entry for cell, entry in found.items() if (cell.dataset, cell.split) in begun}, IMAGES)
     parts = [f"{table.caption}\n\n{markdown(table.columns, table.rows)}\n{table.note}" for table in tables]
     return "\n\n".join([text, *parts, *(f"![{image.alt}](img/{image.path.name})" for image in images)]) + "\n"
 

@@ -108,7 +108,7 @@ def fig5_table(found: dict[Cell, Entry]) -> Table:
 
 def fig5(found: dict[Cell, Entry], path: Path) -> Path | None:
     """Left: accuracy over the embedding size, IID dashed. Right: what one client sends and receives in a round."""
-    series = fig5_series(found)
+    series = {key: points for key, points in fig5_series(found).items() if len(points) > 1}
     if not series:
         return None
     datasets = list(dict.fromkeys(data for data, _ in series))
