@@ -47,8 +47,8 @@ def fig3_table(found: dict[Cell, Entry]) -> Table:
         if not parts:
             rows.append([name, entry.state, "-", "-", "-"])
             continue
-        means = [fmean(getattr(p, which) for p in parts) for which in ("within", "between", "difference")]
-        rows.append([name, *(number(m, 4) for m in means), entry.text])
+        within, between, apart = (fmean(getattr(p, which) for p in parts) for which in ("within", "between", "difference"))
+        rows.append([name, number(within, 6), number(between, 6), f"{apart:.1e}", entry.text])
     note = (
         "Mean cosine of the kernels generated for two clients of one group, of two groups, and the difference. Accuracy in % after "
         "fine-tuning, weighted. The paper shows pictures without a number."
@@ -57,7 +57,7 @@ def fig3_table(found: dict[Cell, Entry]) -> Table:
 
 
 def fig3(found: dict[Cell, Entry], path: Path) -> Path | None:
-    """Cosine similarity of the generated kernels, groups framed; each heat map with a scale of its own."""
+    """Cosine similarity of the generated kernels (light: alike, as in the paper), groups framed; each heat map with a scale of its own."""
     shown = [(c, e.runs[0]) for c, e in found.items() if e.runs and e.runs[0].detail.similarity]
     if not shown:
         return None
@@ -71,14 +71,14 @@ def fig3(found: dict[Cell, Entry], path: Path) -> Path | None:
             axes = grid[paces.index(pace(cell)), datasets.index(cell.dataset)]
             axes.set_axis_on()
             cosine, group = np.array(run.detail.similarity), group_of_clients(run.config)
-            image = axes.imshow(cosine, cmap="cividis", interpolation="nearest", vmax=1.0)
+            image = axes.imshow(1 - cosine, cmap="cividis_r", interpolation="nearest", vmin=0.0)
             for at in borders(group):
                 axes.axvline(at, color="white", linewidth=1.0)
                 axes.axhline(at, color="white", linewidth=1.0)
             apart = separation(cosine, group)
-            axes.set_title(f"{cell.dataset}, pace {pace(cell)}\nwithin - between {apart.difference:.4f}", fontsize=8, loc="left")
+            axes.set_title(f"{cell.dataset}, pace {pace(cell)}\nwithin - between {apart.difference:.1e}", fontsize=8, loc="left")
             axes.set(xlabel="client", ylabel="client")
-            figure.colorbar(image, ax=axes, shrink=0.8)
+            figure.colorbar(image, ax=axes, shrink=0.8, label="1 - cosine", format="%.0e")
 
     return canvas(len(datasets), (3.3 * len(datasets), 3.1 * len(paces)), draw, path, len(paces))
 
