@@ -101,7 +101,8 @@ BLOCKS = {
     "defences_digits": defences_digits,
     "defended": defended,
     "membership_digits": membership_digits,
-    "privacy_fig4": lambda: write_table(ROOT / "results/privacy"),
+    "privacy_fig4": lambda: write_table(ROOT / "results/privacy", "", "fig4"),
+    "privacy_resnet": lambda: write_table(ROOT / "results/privacy", "resnet_", "resnet"),
     "privacy_hull": lambda: hull_table(json.loads((ROOT / "results/privacy/hull_mnist.json").read_text(encoding="utf-8"))),
     "privacy_sweep": lambda: sweep_table(json.loads((ROOT / "results/privacy/sweep_mnist.json").read_text(encoding="utf-8"))["rows"]),
 }

@@ -10,7 +10,7 @@ from hyperfed.models import Network, Shape, build_model
 from hyperfed.privacy.dlg import dlg, idlg, infer_labels
 from hyperfed.privacy.hull import unmask
 from hyperfed.privacy.inverting import invert_gradients
-from hyperfed.privacy.lab import feature_correlation
+from hyperfed.privacy.lab import Attack, feature_correlation
 from hyperfed.privacy.metrics import CAP, paired, psnr, psnr_affine, ssim
 from hyperfed.privacy.observer import NotApplicable, noisy, threat
 from hyperfed.privacy.search import Budget
@@ -90,6 +90,20 @@ def test_a_private_stem_stops_that_search_and_a_known_one_does_not() -> None:
 def test_keeping_only_the_head_is_no_protection_from_an_adaptive_attacker() -> None:
     of = played("fedper")
     assert decibels(structured(of.seen_by(threat("adaptive")), replace(GREY, evals=600)), of) > 30
+
+
+@pytest.mark.parametrize("attack", [dlg, invert_gradients])
+def test_an_adaptive_attacker_searches_for_the_private_tensors_along(attack: Attack) -> None:
+    """The head that FedPer keeps is an unknown like the image: nearer to the message, and to the image, than with a guess."""
+    of, budget = played("fedper"), replace(GREY, evals=600)
+    naive, adaptive = (attack(of.seen_by(threat(level)), budget, 0) for level in ("naive+labels", "adaptive+labels"))
+    assert adaptive.objective < naive.objective / 2
+    assert decibels(adaptive, of) > decibels(naive, of) + 3
+
+
+def test_embeddings_found_along_the_way_are_reported() -> None:
+    got = dlg(played("all").seen_by(threat("adaptive")), replace(GREY, evals=20))
+    assert got.embeddings is not None and got.embeddings.shape == (3, 64)
 
 
 def test_the_label_is_the_only_negative_entry() -> None:

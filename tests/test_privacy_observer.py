@@ -117,11 +117,11 @@ def test_more_embeddings_than_dimensions_have_no_hull() -> None:
 
 
 def test_a_round_of_several_steps_still_shows_the_hull_of_the_residual_networks_embeddings() -> None:
-    near = hull_of_a_round(dataset(), embedding=64, blocks=1, images=24, epochs=2)
+    near = hull_of_a_round(dataset(), images=24, epochs=2)
     assert (near["embeddings"], near["steps"]) == (32, 2)
     assert near["distance_max"] < 1e-2 and near["distance_random"] > 0.2
     with pytest.raises(NotApplicable, match="J must be <= N_v"):
-        hull_of_a_round(dataset(), embedding=16, blocks=1, images=8, epochs=1)
+        hull_of_a_round(dataset(), images=8, epochs=1, embedding=16)
 
 
 def test_a_public_seed_makes_every_attacker_an_oracle_in_round_1() -> None:

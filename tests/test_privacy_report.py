@@ -8,6 +8,7 @@ import pytest
 from hyperfed.cli import main
 from hyperfed.core import UserError
 from hyperfed.privacy.lab import CASES, Attempt, Case, Setting, play
+from hyperfed.privacy.resnet import CASES as RESNET
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.summary import markdown, summary, verdicts
 from hyperfed.privacy.sweep import ROWS, sweep_table
@@ -61,6 +62,17 @@ def test_fig4_writes_the_picture_every_attempt_and_the_summary(tmp_path: Path) -
     assert kept["without_any_message"]["black"] < 20
     assert (tmp_path / "out/digits.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path) not in json.dumps(kept)
+
+
+def test_the_papers_own_network_is_attacked_with_its_controls(tmp_path: Path) -> None:
+    """40 steps recover nothing, and because the control does not either, nothing is claimed."""
+    words = ["attack", "resnet", "scale=smoke", "evals=10", "dataset=digits", f"data.cache={tmp_path / 'cache'}", "-o", str(tmp_path)]
+    assert main(words) == 0
+    kept = json.loads((tmp_path / "resnet_digits.json").read_text())
+    assert kept["scale"]["images"] == 2 and kept["budget"]["evals"] == 40 and kept["embedding"] == 64
+    assert {r["row"]: r["verdict"].partition(":")[0] for r in kept["rows"]} == {c.title: "inconclusive" for c in RESNET}
+    assert "| digits | FedAvg | 2 |" in (tmp_path / "resnet.md").read_text()
+    assert (tmp_path / "resnet_digits.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_attack_without_meaning_is_a_row_that_says_so() -> None:

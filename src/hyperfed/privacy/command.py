@@ -14,10 +14,11 @@ from hyperfed.core import UserError, invalid, unknown
 from hyperfed.core.files import write_json, write_text
 from hyperfed.data import DATASETS, Dataset, load_dataset
 from hyperfed.privacy.figure import Picture, draw_grid
-from hyperfed.privacy.lab import CASES, Attempt, Setting, baseline, choose, play
+from hyperfed.privacy.lab import CASES, Attempt, Case, Setting, baseline, choose, play
 from hyperfed.privacy.metrics import SUCCESS
 from hyperfed.privacy.networks import INITS
-from hyperfed.privacy.resnet import ROUNDS, hull_of_a_round, hull_table
+from hyperfed.privacy.resnet import CASES as RESNET_CASES
+from hyperfed.privacy.resnet import ROUNDS, hull_of_a_round, hull_table, resnets, settings_of
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.summary import markdown, summary, write_csv
 from hyperfed.privacy.sweep import sweep, sweep_table
@@ -42,7 +43,7 @@ class Scale:
 
 
 SCALES = {"smoke": Scale(1, 1, 300, 2), "mini": Scale(2, 1, 600, 2), "paper": Scale(16, 3, 2000, 4)}
-SETTINGS = {"scale": "mini", "dataset": ",".join(PAPER), "images": "", "seeds": "", "init": "dlg", "data.root": "", "data.cache": ""}
+SETTINGS = {"scale": "mini", "dataset": ",".join(PAPER), "images": "", "seeds": "", "evals": "", "init": "dlg", "data.root": "", "data.cache": ""}
 
 
 def settings(words: Sequence[str]) -> dict[str, str]:
@@ -78,7 +79,7 @@ def prepared(words: Sequence[str]) -> Iterator[tuple[Dataset, Scale, Setting]]:
         if name not in DATASETS:
             raise unknown("dataset", name, DATASETS)
     scale = SCALES[chosen["scale"]]
-    scale = replace(scale, images=number(chosen, "images", scale.images), seeds=number(chosen, "seeds", scale.seeds))
+    scale = replace(scale, **{key: number(chosen, key, getattr(scale, key)) for key in ("images", "seeds", "evals")})
     torch.set_num_threads(1)
     for name in names:
         dataset = load_dataset(name, chosen["data.root"] or None, chosen["data.cache"] or None)
@@ -91,32 +92,54 @@ def prepared(words: Sequence[str]) -> Iterator[tuple[Dataset, Scale, Setting]]:
 def fig4(words: Sequence[str], out: Path) -> None:
     """Attack every method's message for every image; write the picture, every attempt and the summary of each data set."""
     for dataset, scale, setting in prepared(words):
-        one_dataset(dataset, scale, setting, out)
-    print(write_table(out), f"written: {out}", sep="\n")
+        one_dataset(dataset, scale, setting, out, Figure(CASES, "", "one image, one step, LeNet"))
+    print(write_table(out, "", "fig4"), f"written: {out}", sep="\n")
 
 
-def write_table(out: Path) -> str:
+def residual(words: Sequence[str], out: Path) -> None:
+    """Inverting Gradients against the paper's residual network; files as of fig4."""
+    for dataset, scale, setting in prepared(["dataset=mnist,cifar10", *words]):
+        budget = replace(setting.budget, evals=4 * setting.budget.evals, restarts=1, smooth=0.1)
+        embedding = settings_of(dataset.name)["embedding"]
+        networks = resnets(dataset.name)
+        setting = replace(setting, budget=budget, networks=networks, embedding=embedding, batch=2, single=True)
+        scale = replace(scale, images=max(2, scale.images))
+        one_dataset(dataset, scale, setting, out, Figure(RESNET_CASES, "resnet_", "two images in a message, one step, ResNet of Table 1"))
+    print(write_table(out, "resnet_", "resnet"), f"written: {out}", sep="\n")
+
+
+def write_table(out: Path, prefix: str, name: str) -> str:
     """One table of all data sets whose results are in ``out``."""
-    found = [out / f"{name}.json" for name in DATASETS if (out / f"{name}.json").exists()]
+    found = [path for d in DATASETS if (path := out / f"{prefix}{d}.json").exists()]
     text = markdown([row for path in found for row in json.loads(path.read_text(encoding="utf-8"))["rows"]])
-    write_text(out / "fig4.md", text)
+    write_text(out / f"{name}.md", text)
     return text
 
 
-def one_dataset(dataset: Dataset, scale: Scale, setting: Setting, out: Path) -> None:
-    """The files of one data set; the CSV grows with every image, so that an interrupted run has not been for nothing."""
+@dataclass(frozen=True)
+class Figure:
+    """Rows of a figure, how its files' names begin, and what its title says of messages and network."""
+
+    cases: tuple[Case, ...]
+    prefix: str
+    text: str
+
+
+def one_dataset(dataset: Dataset, scale: Scale, setting: Setting, out: Path, figure: Figure) -> None:
+    """The files of one data set; the CSV grows with every message, so that an interrupted run has not been for nothing."""
     attempts: list[Attempt] = []
-    pictures: dict[str, list[Picture]] = {case.title: [] for case in CASES}
-    for attempt, image in play(dataset, scale.images, scale.seeds, setting):
+    pictures: dict[str, list[Picture]] = {case.title: [] for case in figure.cases}
+    name = f"{figure.prefix}{dataset.name}"
+    for attempt, image in play(dataset, scale.images, scale.seeds, setting, figure.cases):
         attempts.append(attempt)
         if attempt.seed == 0 and len(pictures[attempt.row]) < COLUMNS:
             pictures[attempt.row].append(Picture(image, attempt.psnr, attempt.ssim))
-        if attempt.row == CASES[-1].title:
-            write_csv(out / f"{dataset.name}.csv", attempts)
+        if attempt.row == figure.cases[-1].title:
+            write_csv(out / f"{name}.csv", attempts)
             print(f"{dataset.name}: seed {attempt.seed + 1} of {scale.seeds}, image {attempt.image} done", flush=True)
-    lines = summary(attempts, CASES)
+    lines = summary(attempts, figure.cases)
     write_json(
-        out / f"{dataset.name}.json",
+        out / f"{name}.json",
         {
             "scale": asdict(scale),
             "budget": asdict(setting.budget),
@@ -129,8 +152,8 @@ def one_dataset(dataset: Dataset, scale: Scale, setting: Setting, out: Path) -> 
     )
     originals = [torch.from_numpy(np.array(dataset.images[i])).permute(2, 0, 1) / 255 for i in choose(dataset, scale.images)[:COLUMNS]]
     rows = [("original", [Picture(o) for o in originals]), *pictures.items()]
-    title = f"{dataset.name}: one image, one step, LeNet\nPSNR and SSIM; red: PSNR >= {SUCCESS:g} dB"
-    draw_grid(out / f"{dataset.name}.png", rows, title)
+    title = f"{dataset.name}: {figure.text}\nPSNR and SSIM; red: PSNR >= {SUCCESS:g} dB"
+    draw_grid(out / f"{name}.png", rows, title)
 
 
 def weaken(words: Sequence[str], out: Path) -> None:
@@ -150,7 +173,7 @@ def weaken(words: Sequence[str], out: Path) -> None:
 def hulls(words: Sequence[str], out: Path) -> None:
     """How exactly a round over the paper's residual network shows the hull of the client's embeddings."""
     for dataset, _, _ in prepared(["dataset=mnist", *words]):
-        rows = [hull_of_a_round(dataset, 64, 1, images, epochs) for images, epochs in ROUNDS]
+        rows = [hull_of_a_round(dataset, images, epochs) for images, epochs in ROUNDS]
         write_json(out / f"hull_{dataset.name}.json", rows)
         print(hull_table(rows), f"written: {out}", sep="\n")
 
@@ -158,6 +181,7 @@ def hulls(words: Sequence[str], out: Path) -> None:
 EXPERIMENTS = {
     "fig4": (fig4, "images recovered from FedAvg's, FedPer's and HFN's messages"),
     "sweep": (weaken, "images and steps per message, size of phi, noise, one at a time"),
+    "resnet": (residual, "Inverting Gradients against the paper's residual network"),
     "hull": (hulls, "the hull of the client's embeddings, after rounds over the paper's residual network"),
 }
 

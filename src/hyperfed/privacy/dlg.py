@@ -7,7 +7,8 @@ Zhu, Liu, Han: Deep Leakage from Gradients, NeurIPS 2019, Algorithm 1:
 Zhao, Mopuri, Bilen: iDLG: Improved Deep Leakage from Gradients, arXiv 2001.02610: the same with y known, since of one image's gradient with
 respect to the last layer's bias, p_c - [c = y], only the label's entry is negative.
 
-What the message does not hold of the model is known by the threat model's grant, or guessed as a fresh initial model.
+What the message does not hold of the model is known by the threat model's grant, or guessed as a fresh initial model: the naive attacker
+keeps the guess, the adaptive one searches on from there.
 """
 
 from dataclasses import dataclass
@@ -60,6 +61,13 @@ def stand_in(seen: Observation, seed: int) -> Params:
     return {**guess, **seen.known}
 
 
+def unknowns(seen: Observation, guess: Params) -> Params:
+    """The guessed weights that are unknowns of the search: of an adaptive attacker all trained ones that are neither sent nor granted."""
+    if seen.level != "adaptive":
+        return {}
+    return {n: t for n, t in guess.items() if n not in seen.known and seen.model.roles[n] is not Role.STATS}
+
+
 def model_gradient(seen: Observation, weights: Params, x: Tensor, target: Tensor) -> Params:
     """The gradient, by the tensors of the message, of the mean cross entropy of ``x`` [B, ...] with classes [B] or probabilities [B, C]."""
     names = list(seen.change)
@@ -92,16 +100,18 @@ def idlg(seen: Observation, budget: Budget, seed: int = 0) -> Recovered:
 def match(seen: Observation, labels: Tensor | None, budget: Budget, seed: int) -> Recovered:
     """Images whose gradient is nearest to the message's."""
     wanted, weights = seen.gradient(), stand_in(seen, seed)
+    unknown = unknowns(seen, weights)
     scale = 1 / torch.stack([g.square().sum() for g in wanted.values()]).sum()  # the minimiser's line search likes numbers near 1
 
     def draw(rng: torch.Generator) -> Params:
-        point = {"x": budget.images(seen.shape, rng)}
+        point = {"x": budget.images(seen.shape, rng), **unknown}
         if labels is None:
             point["y"] = torch.randn(seen.shape[0], seen.model.num_classes, generator=rng, dtype=torch.float64)
         return point
 
     def objective(point: Params) -> Tensor:
-        return scale * distance(model_gradient(seen, weights, point["x"], target_of(point, labels)), wanted)
+        live = {**weights, **{n: point[n] for n in unknown}}
+        return scale * distance(model_gradient(seen, live, point["x"], target_of(point, labels)), wanted)
 
     return recovered(search(objective, draw, budget, seed), labels)
 
@@ -110,4 +120,5 @@ def recovered(found: Found, labels: Tensor | None) -> Recovered:
     """Images in [0, 1] and labels of the best attempt; none where every attempt ended in NaN."""
     x, y = found.point.get("x"), found.point.get("y")
     chosen = labels if labels is not None or y is None else y.argmax(1)
-    return Recovered(None if x is None else x.clamp(0, 1), chosen, found.objective, found.evals, found.failed, found.cpu_seconds)
+    cost = (found.objective, found.evals, found.failed, found.cpu_seconds)
+    return Recovered(None if x is None else x.clamp(0, 1), chosen, *cost, embeddings=found.point.get("embed.v"))

@@ -6,6 +6,7 @@ by Adam on the sign of the slope, with a rate of 0.1 divided by 10 after 3/8, 5/
 """
 
 import time
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from hyperfed.core import Params
 from hyperfed.core.seeds import generator
 from hyperfed.core.tree import dot
-from hyperfed.privacy.dlg import Recovered, infer_labels, model_gradient, stand_in, target_of
+from hyperfed.privacy.dlg import Recovered, infer_labels, model_gradient, stand_in, target_of, unknowns
 from hyperfed.privacy.observer import NotApplicable, Observation
 from hyperfed.privacy.search import Budget
 
@@ -28,38 +29,50 @@ def cosine(a: Params, b: Params) -> Tensor:
     return 1 - dot(a, b) / (dot({n: a[n] for n in b}, {n: a[n] for n in b}) * dot(b, b)).sqrt()
 
 
-def invert_gradients(seen: Observation, budget: Budget, seed: int = 0, tv: float = 1e-3) -> Recovered:
+def invert_gradients(seen: Observation, budget: Budget, seed: int = 0) -> Recovered:
     """``budget.evals`` steps per restart. The label as iDLG reads it; where it cannot be read or granted, it is part of the search."""
     began = time.process_time()
     wanted = {n: -c for n, c in seen.change.items()} if seen.training is None else seen.gradient()
-    weights, labels = stand_in(seen, seed), label(seen)
+    labels = label(seen)
     best: tuple[Params, float] | None = None
     failed = 0
     for attempt in range(budget.restarts):
-        rng = generator(seed, "attack", attempt)
-        point = {"x": budget.images(seen.shape, rng).clamp(0, 1).requires_grad_()}
-        if labels is None:
-            point["y"] = torch.randn(seen.shape[0], seen.model.num_classes, generator=rng, dtype=torch.float64, requires_grad=True)
-        optimiser = torch.optim.Adam(list(point.values()), lr=0.1)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [budget.evals * k // 8 for k in (3, 5, 7)], 0.1)
-        for _ in range(budget.evals):
-            value = cosine(model_gradient(seen, weights, point["x"], target_of(point, labels)), wanted)
-            slopes = torch.autograd.grad(value + tv * total_variation(point["x"]), list(point.values()))
-            for t, slope in zip(point.values(), slopes, strict=True):
-                t.grad = slope.sign()
-            optimiser.step()
-            schedule.step()
-            with torch.no_grad():
-                point["x"].clamp_(0, 1)
-        if not torch.isfinite(value):
+        point, value = descend(seen, wanted, labels, budget, seed, attempt)
+        if not isfinite(value):
             failed += 1
-        elif best is None or value.item() < best[1]:
-            best = {n: t.detach() for n, t in point.items()}, value.item()
-    spent = time.process_time() - began
+        elif best is None or value < best[1]:
+            best = point, value
+    cost = (budget.evals * budget.restarts, failed, time.process_time() - began)
     if best is None:
-        return Recovered(None, labels, float("nan"), budget.evals * budget.restarts, failed, spent)
-    chosen = labels if labels is not None else best[0]["y"].argmax(1)
-    return Recovered(best[0]["x"], chosen, best[1], budget.evals * budget.restarts, failed, spent)
+        return Recovered(None, labels, float("nan"), *cost)
+    point, value = best
+    chosen = labels if labels is not None else point["y"].argmax(1)
+    return Recovered(point["x"].double(), chosen, value, *cost, embeddings=point.get("embed.v"))
+
+
+def descend(seen: Observation, wanted: Params, labels: Tensor | None, budget: Budget, seed: int, attempt: int) -> tuple[Params, float]:
+    """One restart, in the precision of the message: its last point and cosine distance. Weights in search move a tenth as far as pixels."""
+    rng, dtype = generator(seed, "attack", attempt), next(iter(wanted.values())).dtype
+    weights = {n: t.to(dtype) for n, t in stand_in(seen, seed).items()}
+    image = {"x": budget.images(seen.shape, rng).clamp(0, 1).to(dtype).requires_grad_()}
+    if labels is None:
+        image["y"] = torch.randn(seen.shape[0], seen.model.num_classes, generator=rng, dtype=torch.float64).to(dtype).requires_grad_()
+    hidden = {n: t.clone().requires_grad_() for n, t in unknowns(seen, weights).items()}
+    point = {**image, **hidden}
+    groups = [{"params": list(image.values())}, *([{"params": list(hidden.values()), "lr": 0.01}] if hidden else [])]
+    optimiser = torch.optim.Adam(groups, lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [budget.evals * k // 8 for k in (3, 5, 7)], 0.1)
+    value = torch.zeros(())
+    for _ in range(budget.evals):
+        value = cosine(model_gradient(seen, {**weights, **hidden}, image["x"], target_of(image, labels)), wanted)
+        slopes = torch.autograd.grad(value + budget.smooth * total_variation(image["x"]), list(point.values()), materialize_grads=True)
+        for t, slope in zip(point.values(), slopes, strict=True):
+            t.grad = slope.sign()
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            image["x"].clamp_(0, 1)
+    return {n: t.detach() for n, t in point.items()}, value.item()
 
 
 def label(seen: Observation) -> Tensor | None:

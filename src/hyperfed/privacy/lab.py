@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyperfed.core import Method
+from hyperfed.core import Method, Model
 from hyperfed.core.seeds import derive_seed
 from hyperfed.data import Dataset
 from hyperfed.engine.optim import Optim
@@ -21,7 +21,7 @@ from hyperfed.privacy.hull import unmask
 from hyperfed.privacy.inverting import invert_gradients
 from hyperfed.privacy.metrics import Quality, floors, paired, quality
 from hyperfed.privacy.networks import hyper_lenet, lenet, stem_maps
-from hyperfed.privacy.observer import NotApplicable, Observation, noisy, threat
+from hyperfed.privacy.observer import NotApplicable, Observation, noisy, single, threat
 from hyperfed.privacy.record import Recording, record
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.structured import structured
@@ -42,11 +42,23 @@ class Case(NamedTuple):
     @property
     def role(self) -> str:
         """What the row is a control for: attacks that fail are believed only beside the three controls."""
-        if self.method == "fedavg" and self.attack == "dlg":
+        level = self.threat.partition("+")[0]
+        if self.method == "fedavg" and self.attack in ("dlg", "inverting"):
             return "full gradient"
-        if self.method == "fedper" and self.threat == "naive":
+        if self.method == "fedper" and level == "naive":
             return "head kept"
-        return f"oracle {self.variant}" if self.threat == "oracle" else ""
+        return f"oracle {self.variant}" if level == "oracle" else ""
+
+
+Networks = Callable[[Case, Shape, "Setting"], Model]
+"""The network of a row's method: plain, or over HFN."""
+
+
+def lenets(case: Case, shape: Shape, setting: "Setting") -> Model:
+    """The LeNet of DLG."""
+    if case.variant == "plain":
+        return lenet(shape, setting.start)
+    return hyper_lenet(shape, setting.embedding, case.variant, setting.start)
 
 
 CASES = (
@@ -67,7 +79,10 @@ CASES = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows of a figure share: network's start, client's training and noise (share of its message's norm), attacker's budget."""
+    """What all rows of a figure share: network and its start, client's training and noise (share of its message's norm), attacker's budget.
+
+    ``single``: attack in float32.
+    """
 
     budget: Budget
     embedding: int = 64
@@ -76,6 +91,8 @@ class Setting:
     steps: int = 1
     noise: float = 0.0
     optim: Optim = Optim()
+    networks: Networks = lenets
+    single: bool = False
 
 
 class Attempt(NamedTuple):
@@ -109,10 +126,9 @@ def shape_of(dataset: Dataset) -> Shape:
 
 
 def make_method(case: Case, shape: Shape, setting: Setting) -> Method[Any, Any, Any, Any]:
-    """The real method over the LeNet. HFN is FedAvg over a hypernetwork."""
-    if case.variant == "plain":
-        return METHODS[case.method](lenet(shape, setting.start), 1)
-    return METHODS["fedavg"](hyper_lenet(shape, setting.embedding, case.variant, setting.start), 1)
+    """The real method over the setting's network. HFN is FedAvg over a hypernetwork."""
+    name = case.method if case.variant == "plain" else "fedavg"
+    return METHODS[name](setting.networks(case, shape, setting), 1)
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,7 @@ class Bench:
         """One line for each image of the batch, and the recovered images [B, channels, size, size]."""
         played = self.recording(case)
         seen = unmask(noisy(played.seen_by(threat(case.threat)), self.setting.noise, self.seed))
+        seen = single(seen) if self.setting.single else seen
         try:
             got = ATTACKS[case.attack](seen, self.setting.budget, derive_seed(self.seed, "attacker", *self.ids))
             status = "nan" if got.images is None else "ok"

@@ -135,6 +135,12 @@ def _weights(method: Any, message: Any) -> tuple[str, Params]:
     )
 
 
+def single(seen: Observation) -> Observation:
+    """The same in float32, for attacks on large networks that need no more."""
+    parts = {part: {n: t.float() for n, t in getattr(seen, part).items()} for part in ("before", "change", "secrets")}
+    return replace(seen, **parts)
+
+
 def noisy(seen: Observation, share: float, seed: int) -> Observation:
     """The same message with Gaussian noise, ``share`` times its norm on every coordinate: what a clip at that norm calls the multiplier."""
     if not share:

@@ -1,25 +1,37 @@
-"""The embeddings' hull in the paper's own network and a whole round of local training: how exactly phi's change shows it."""
+"""The paper's own network: what Inverting Gradients recovers from its messages, and how exactly phi's change shows the embeddings' hull."""
 
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
-from hyperfed.core import Params
+from hyperfed.core import Model, Params
 from hyperfed.data import Dataset
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.workspace import Local
 from hyperfed.methods import METHODS
-from hyperfed.models import HyperModel, HyperModule, Hypernet, build_model
+from hyperfed.models import HyperModel, HyperModule, Hypernet, Network, Shape, build_model
 from hyperfed.privacy.hull import embedding_hull
-from hyperfed.privacy.lab import choose, shape_of
+from hyperfed.privacy.lab import Case, Networks, Setting, choose, shape_of
 from hyperfed.privacy.observer import threat
 from hyperfed.privacy.record import record
 
 ROUNDS = ((8, 1), (256, 1), (256, 4))
 """Images of the client, local epochs; batches of 128 or less."""
+
+
+CASES = (
+    Case("FedAvg", "fedavg", "plain", "inverting", "naive+labels"),
+    Case("FedPer, head guessed", "fedper", "plain", "inverting", "naive+labels"),
+    Case("HFN, rest guessed", "hfn", "body", "inverting", "naive+labels"),
+    Case("HFN, rest searched along", "hfn", "body", "inverting", "adaptive+labels"),
+    Case("HFN, oracle", "hfn", "body", "inverting", "oracle+labels"),
+)
+"""All by Inverting Gradients; labels are granted to everyone."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,38 @@ class ExactHyperModel(HyperModel):
         return super().module().double()
 
 
+@dataclass(frozen=True)
+class ExactNetwork(Network):
+    """A plain network in float64."""
+
+    def module(self) -> nn.Module:
+        """A fresh module."""
+        return super().module().double()
+
+
+def settings_of(name: str) -> dict[str, int]:
+    """What the configuration says of Table 1's network for a data set: ``width``, ``blocks``, and ``embedding``, the size of embeddings."""
+    text = files("hyperfed.conf").joinpath("dataset", f"{name}.yaml").read_text(encoding="utf-8")
+    found = OmegaConf.create(text)
+    return {**found.resnet, "embedding": found.paper.embedding}
+
+
+def hyper_resnet(shape: Shape, width: int, blocks: int, embedding: int) -> ExactHyperModel:
+    """Table 1's network over HFN."""
+    return ExactHyperModel(build_model("resnet", shape, width=width, blocks=blocks), Hypernet(embedding))
+
+
+def resnets(name: str) -> Networks:
+    """Table 1's network for the data set ``name``, plain or over HFN."""
+    asked = settings_of(name)
+
+    def make(case: Case, shape: Shape, setting: Setting) -> Model:
+        model = hyper_resnet(shape, **asked)
+        return model if case.variant == "body" else ExactNetwork(model.network.build, shape.num_classes)
+
+    return make
+
+
 def factors(model: HyperModel, gradient: Params) -> Params:
     """The gradient with respect to W and B themselves: they are stored divided by public gains."""
     module = model.module()
@@ -39,9 +83,13 @@ def factors(model: HyperModel, gradient: Params) -> Params:
     return {"hyper.w_in": gradient["hyper.w_in"] / (g.w_in * g.embed), "hyper.b_in": gradient["hyper.b_in"] / g.b_in}
 
 
-def hull_of_a_round(dataset: Dataset, embedding: int, blocks: int, images: int, epochs: int, seed: int = 0) -> dict[str, Any]:
-    """How far a client's true embeddings are from the hull that its upload shows, and how far random ones are, relative to their norm."""
-    model = ExactHyperModel(build_model("resnet", shape_of(dataset), blocks=blocks), Hypernet(embedding))
+def hull_of_a_round(dataset: Dataset, images: int, epochs: int, seed: int = 0, **changed: int) -> dict[str, Any]:
+    """How far a client's true embeddings are from the hull that its upload shows, and how far random ones are, relative to their norm.
+
+    ``changed``: width, blocks or embedding where they are not Table 1's.
+    """
+    asked = settings_of(dataset.name) | changed
+    model = hyper_resnet(shape_of(dataset), **asked)
     ids = choose(dataset, images)
     pixels, labels = np.stack([dataset.images[i] for i in ids]), np.asarray(dataset.labels)[ids]
     local = Local(epochs=epochs, batch_size=min(128, images))
@@ -52,7 +100,7 @@ def hull_of_a_round(dataset: Dataset, embedding: int, blocks: int, images: int, 
     return {
         "dataset": dataset.name,
         "embeddings": len(v),
-        "dimensions": embedding,
+        "dimensions": asked["embedding"],
         "images": images,
         "steps": played.training.steps,
         "distance_max": float(hull.distance(v).max()),

@@ -19,7 +19,10 @@ STARTS = ("normal", "grey")
 
 @dataclass(frozen=True)
 class Budget:
-    """What an attack may spend: evaluations, L-BFGS history, restarts, retries after NaN; it ends below ``enough``."""
+    """What an attack may spend: evaluations, L-BFGS history, restarts, retries after NaN; it ends below ``enough``.
+
+    ``smooth``: the weight of total variation, where an attack has it.
+    """
 
     evals: int = 400
     history: int = 100
@@ -27,6 +30,7 @@ class Budget:
     retries: int = 2
     start: str = "normal"
     enough: float = 0.0
+    smooth: float = 1e-3
 
     def __post_init__(self) -> None:
         for name in ("evals", "history", "restarts"):
