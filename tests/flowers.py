@@ -26,6 +26,7 @@ CASES = {name: [f"method={name}"] for name in WANTED if name in METHODS} | {
 }
 SMALL = ["num_clients=8", "rounds=3", "participation=0.6", "eval.every=3", "local.steps=2", "local.batch_size=16", "data.fraction=0.4"]
 SMALL += ["finetune.epochs=1", "threads=1", "device=cpu"]
+ALL_IN = ("model=mlp", "participation=1", "rounds=2", "num_clients=3", "eval.every=2", "engine.timeout=0.4")
 
 
 def composed(folder: Path, engine: str, *overrides: str) -> dict[str, Any]:
