@@ -24,7 +24,19 @@ ALLOWED = {  # package -> packages it may import
     "engine": {"core", "models", "methods", "data", "engine"},
     "defences": {"core", "models", "methods", "data", "engine", "defences"},
     "run": {"core", "models", "methods", "data", "engine", "defences", "run"},
-    "privacy": {"core", "models", "methods", "data", "engine", "defences", "run", "privacy", "report", "main"},  # it has commands
+    "privacy": {
+        "core",
+        "models",
+        "methods",
+        "data",
+        "engine",
+        "defences",
+        "run",
+        "privacy",
+        "report",
+        "main",
+        "arguments",
+    },  # it has commands
 }
 
 

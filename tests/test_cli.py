@@ -69,6 +69,26 @@ def test_what_only_the_data_can_refuse_is_one_sentence_too(overrides: list[str],
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "a", "-o", "{tmp}", "b"], "'a' is not a run's folder"),
+        (["attack", "fig4", "-o", "{tmp}", "scale=huge"], "scale 'huge' unknown"),
+        (["deploy", "server", "--dir", "{tmp}", "method=fedavg", "--certs", "{tmp}", "method.mu=1"], "field 'method.mu' unknown"),
+    ],
+)
+def test_words_may_follow_options(arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([a.replace("{tmp}", str(tmp_path)) for a in arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["compare", "a", "--nope"], ["list", "methods"], ["attack", "fig4", "--nope"]])
+def test_an_unknown_argument_is_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert f"unknown argument {arguments[-1]!r}" in capsys.readouterr().err
+
+
 def test_resume_names_the_setting_that_differs(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     small_run(folder, "rounds=1")

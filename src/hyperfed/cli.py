@@ -88,6 +88,7 @@ def _quickstart(overrides: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code (0 done, 2 a user's mistake, 3 training diverged, 130 interrupted)."""
+    from hyperfed.arguments import parse
     from hyperfed.main import guarded
     from hyperfed.main import main as run_main
 
@@ -113,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page.add_argument("--figures", type=Path, metavar="DIR", help="write the plots as PNG and SVG there, too")
     page.add_argument("--tables", type=Path, metavar="DIR", help="write the comparison as Markdown, CSV and LaTeX there, too")
     commands.add_parser("list", help="methods, models, data sets, partitions")
-    commands.add_parser("quickstart", help="HFN, FedAvg, FedPer and Local on digits", add_help=False)
+    quick = commands.add_parser("quickstart", help="HFN, FedAvg, FedPer and Local on digits")
+    quick.add_argument("settings", nargs="*", metavar="FIELD=VALUE", help="settings as for 'hyperfed run'")
     commands.add_parser("reproduce", help="a table or figure of the HyperFedNet paper, ours beside theirs", add_help=False)
     commands.add_parser("deploy", help="a real federation with TLS: certs, server, client (docs/deploy.md)", add_help=False)
     commands.add_parser("attack", help="what a curious server recovers from messages (docs/privacy.md)", add_help=False)
@@ -131,11 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hyperfed.evidence.command import main as reproduce_main
 
         return guarded(lambda: reproduce_main(arguments[1:]))
-    known, rest = parser.parse_known_args(arguments)
+    known = parse(parser, arguments, "settings" if arguments[:1] == ["quickstart"] else "runs")
     if known.command == "quickstart":
-        return guarded(lambda: _quickstart(rest))
-    if rest:
-        parser.error(f"unknown argument {rest[0]!r}")
+        return guarded(lambda: _quickstart(known.settings))
     if known.command == "compare":
         return guarded(lambda: _compare(known.runs, known.out))
     if known.command == "keep":

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from hyperfed.arguments import parse
 from hyperfed.core import UserError
 from hyperfed.processes import Stopped, free_port, say, start, stop, stopping
 from hyperfed.run.build import import_flower
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     client.add_argument("--data-root", type=Path, help="folder of the run's data set")
     client.add_argument("--data-cache", type=Path)
     client.add_argument("--device", default="", help="auto, cpu, cuda")
-    known = parser.parse_args(list(arguments))
+    known = parse(parser, arguments, "overrides")
     import_flower()
     if known.command == "certs":
         from hyperfed.certs import make_certs

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hyperfed.arguments import parse
 from hyperfed.core import UserError, invalid, unknown
 from hyperfed.core.files import write_json, write_text
 from hyperfed.data import DATASETS, Dataset, load_dataset
@@ -43,7 +44,16 @@ class Scale:
 
 
 SCALES = {"smoke": Scale(1, 1, 300, 2), "mini": Scale(2, 1, 600, 2), "paper": Scale(16, 3, 2000, 4)}
-SETTINGS = {"scale": "mini", "dataset": ",".join(PAPER), "images": "", "seeds": "", "evals": "", "init": "dlg", "data.root": "", "data.cache": ""}
+SETTINGS = {
+    "scale": "mini",
+    "dataset": ",".join(PAPER),
+    "images": "",
+    "seeds": "",
+    "evals": "",
+    "init": "dlg",
+    "data.root": "",
+    "data.cache": "",
+}
 
 
 def settings(words: Sequence[str]) -> dict[str, str]:
@@ -204,6 +214,6 @@ def main(arguments: Sequence[str]) -> int:
         one.add_argument("settings", nargs="*", metavar="key=value")
         one.add_argument("-o", "--out", type=Path, default=Path("attack"), help="where the files go (default: ./attack)")
     experiments.add_parser("membership", help="was a record among a client's training data? ('... membership --help')", add_help=False)
-    known = parser.parse_args(list(arguments))
+    known = parse(parser, arguments, "settings")
     EXPERIMENTS[known.experiment][0](known.settings, known.out)
     return 0

@@ -1,18 +1,17 @@
 """The paper's own network: what Inverting Gradients recovers from its messages, and how exactly phi's change shows the embeddings' hull."""
 
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from hyperfed.core import Model, Params
 from hyperfed.data import Dataset
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.workspace import Local
+from hyperfed.main import compose_checked, composed_dict
 from hyperfed.methods import METHODS
 from hyperfed.models import HyperModel, HyperModule, Hypernet, Network, Shape, build_model
 from hyperfed.privacy.hull import embedding_hull
@@ -54,9 +53,8 @@ class ExactNetwork(Network):
 
 def settings_of(name: str) -> dict[str, int]:
     """What the configuration says of Table 1's network for a data set: ``width``, ``blocks``, and ``embedding``, the size of embeddings."""
-    text = files("hyperfed.conf").joinpath("dataset", f"{name}.yaml").read_text(encoding="utf-8")
-    found = OmegaConf.create(text)
-    return {**found.resnet, "embedding": found.paper.embedding}
+    found = composed_dict(compose_checked([f"dataset={name}"]))["dataset"]
+    return {**found["resnet"], "embedding": found["paper"]["embedding"]}
 
 
 def hyper_resnet(shape: Shape, width: int, blocks: int, embedding: int) -> ExactHyperModel:
