@@ -74,7 +74,7 @@ def test_what_only_the_data_can_refuse_is_one_sentence_too(overrides: list[str],
     [
         (["compare", "a", "-o", "{tmp}", "b"], "'a' is not a run's folder"),
         (["attack", "fig4", "-o", "{tmp}", "scale=huge"], "scale 'huge' unknown"),
-        (["deploy", "server", "--dir", "{tmp}", "method=fedavg", "--certs", "{tmp}", "method.mu=1"], "field 'method.mu' unknown"),
+        (["deploy", "server", "--dir", "{tmp}", "method=fedavg", "--certs", "{tmp}", "rounds=1"], "ca.crt is missing"),
     ],
 )
 def test_words_may_follow_options(arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,8 +59,9 @@ def descend(seen: Observation, wanted: Params, labels: Tensor | None, budget: Bu
         image["y"] = torch.randn(seen.shape[0], seen.model.num_classes, generator=rng, dtype=torch.float64).to(dtype).requires_grad_()
     hidden = {n: t.clone().requires_grad_() for n, t in unknowns(seen, weights).items()}
     point = {**image, **hidden}
-    groups = [{"params": list(image.values())}, *([{"params": list(hidden.values()), "lr": 0.01}] if hidden else [])]
-    optimiser = torch.optim.Adam(groups, lr=0.1)
+    optimiser = torch.optim.Adam(list(image.values()), lr=0.1)
+    if hidden:
+        optimiser.add_param_group({"params": list(hidden.values()), "lr": 0.01})
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [budget.evals * k // 8 for k in (3, 5, 7)], 0.1)
     value = torch.zeros(())
     for _ in range(budget.evals):

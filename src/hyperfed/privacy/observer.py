@@ -137,8 +137,8 @@ def _weights(method: Any, message: Any) -> tuple[str, Params]:
 
 def single(seen: Observation) -> Observation:
     """The same in float32, for attacks on large networks that need no more."""
-    parts = {part: {n: t.float() for n, t in getattr(seen, part).items()} for part in ("before", "change", "secrets")}
-    return replace(seen, **parts)
+    before, change, secrets = ({n: t.float() for n, t in part.items()} for part in (seen.before, seen.change, seen.secrets))
+    return replace(seen, before=before, change=change, secrets=secrets)
 
 
 def noisy(seen: Observation, share: float, seed: int) -> Observation:
