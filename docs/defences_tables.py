@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperfed.report.runs import RunFiles, read_run
+from hyperfed.report.seeds import group_by_seed
 from hyperfed.report.tables import guarantee, human_bytes
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -82,6 +83,30 @@ def defended() -> str:
         sent = [human_bytes(runs[0].per_round.bytes) for runs in both]
         cells = (DEFENCES[setting], *right, guarantee(_worst(both[0])), *sent, what, *(psnr[swept, a] for a in attacks))
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+STARTS = {  # what clients draw for themselves -> the runs on digits, what the server then knows in round 1, its row in figure 4
+    "nothing: one public seed": ("HFN", "everything", "DLG, oracle"),
+    "embeddings": ("HFN own embeddings", "stem, shortcuts, head", "structured, stem known"),
+    "stem, shortcuts, head": ("HFN own stem, shortcuts, head", "embeddings", "structured, no secret"),
+    "all that does not travel": ("HFN all private parts own", "nothing", "structured, no secret"),
+}
+
+
+def started() -> str:
+    """What clients draw for themselves: accuracy on digits, and what the best attacker gets of an MNIST image behind a private stem."""
+    runs = {g.label: g for g in group_by_seed([read_run(p) for p in sorted((RESULTS / "hfn_digits").glob("*.json"))])}
+    rows = {row["row"]: row for row in json.loads((RESULTS / "privacy/mnist.json").read_text(encoding="utf-8"))["rows"]}
+    lines = [
+        "| drawn by the client | accuracy before | after fine-tuning | the server knows in round 1 | its best attack | median dB |",
+        "|---|---:|---:|---|---|---:|",
+    ]
+    for drawn, (label, known, attack) in STARTS.items():
+        before, after = (f"{runs[label].final(which)} %" for which in ("before", "after"))
+        lines.append(
+            f"| {drawn} | {before} | {after} | {known} | {attack} | {rows[f'HFN, private stem: {attack}']['psnr_median']:.1f} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from defences_tables import defences_digits, defended, membership_digits
+from defences_tables import defences_digits, defended, membership_digits, started
 
 from hyperfed.core.files import write_text
 from hyperfed.evidence.page import completeness, result
@@ -103,6 +103,7 @@ BLOCKS = {
     "membership_digits": membership_digits,
     "privacy_fig4": lambda: write_table(ROOT / "results/privacy", "", "fig4"),
     "privacy_resnet": lambda: write_table(ROOT / "results/privacy", "resnet_", "resnet"),
+    "privacy_starts": started,
     "privacy_hull": lambda: hull_table(json.loads((ROOT / "results/privacy/hull_mnist.json").read_text(encoding="utf-8"))),
     "privacy_sweep": lambda: sweep_table(json.loads((ROOT / "results/privacy/sweep_mnist.json").read_text(encoding="utf-8"))["rows"]),
 }
