@@ -104,9 +104,7 @@ def started() -> str:
     ]
     for drawn, (label, known, attack) in STARTS.items():
         before, after = (f"{runs[label].final(which)} %" for which in ("before", "after"))
-        lines.append(
-            f"| {drawn} | {before} | {after} | {known} | {attack} | {rows[f'HFN, private stem: {attack}']['psnr_median']:.1f} |"
-        )
+        lines.append(f"| {drawn} | {before} | {after} | {known} | {attack} | {rows[f'HFN, private stem: {attack}']['psnr_median']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
