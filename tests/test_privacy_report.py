@@ -69,7 +69,7 @@ def test_the_papers_own_network_is_attacked_with_its_controls(tmp_path: Path) ->
     words = ["attack", "resnet", "scale=smoke", "evals=10", "dataset=digits", f"data.cache={tmp_path / 'cache'}", "-o", str(tmp_path)]
     assert main(words) == 0
     kept = json.loads((tmp_path / "resnet_digits.json").read_text())
-    assert kept["scale"]["images"] == 2 and kept["budget"]["evals"] == 40 and kept["embedding"] == 64
+    assert kept["scale"]["images"] == 2 and kept["budget"]["evals"] == 40 and (kept["embedding"], kept["init"]) == (64, "as in training")
     assert {r["row"]: r["verdict"].partition(":")[0] for r in kept["rows"]} == {c.title: "inconclusive" for c in RESNET}
     assert "| digits | FedAvg | 2 |" in (tmp_path / "resnet.md").read_text()
     assert (tmp_path / "resnet_digits.png").read_bytes().startswith(b"\x89PNG")

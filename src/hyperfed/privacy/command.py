@@ -114,7 +114,8 @@ def residual(words: Sequence[str], out: Path) -> None:
         networks = resnets(dataset.name)
         setting = replace(setting, budget=budget, networks=networks, embedding=embedding, batch=2, single=True)
         scale = replace(scale, images=max(2, scale.images))
-        one_dataset(dataset, scale, setting, out, Figure(RESNET_CASES, "resnet_", "two images in a message, one step, ResNet of Table 1"))
+        text = "two images in a message, one step, ResNet of Table 1"
+        one_dataset(dataset, scale, setting, out, Figure(RESNET_CASES, "resnet_", text, "as in training"))
     print(write_table(out, "resnet_", "resnet"), f"written: {out}", sep="\n")
 
 
@@ -128,11 +129,12 @@ def write_table(out: Path, prefix: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """Rows of a figure, how its files' names begin, and what its title says of messages and network."""
+    """Rows of a figure, how its files' names begin, what its title says of messages and network, and how that starts if not as DLG's."""
 
     cases: tuple[Case, ...]
     prefix: str
     text: str
+    start: str = ""
 
 
 def one_dataset(dataset: Dataset, scale: Scale, setting: Setting, out: Path, figure: Figure) -> None:
@@ -153,7 +155,7 @@ def one_dataset(dataset: Dataset, scale: Scale, setting: Setting, out: Path, fig
         {
             "scale": asdict(scale),
             "budget": asdict(setting.budget),
-            "init": setting.start,
+            "init": figure.start or setting.start,
             "embedding": setting.embedding,
             "psnr": f"on [0, 255], capped at 100 dB; success: >= {SUCCESS:g} dB",
             "without_any_message": baseline(dataset, scale.images),
