@@ -78,7 +78,7 @@ def fig3(found: dict[Cell, Entry], path: Path) -> Path | None:
             apart = separation(cosine, group)
             axes.set_title(f"{cell.dataset}, pace {pace(cell)}\nwithin - between {apart.difference:.1e}", fontsize=8, loc="left")
             axes.set(xlabel="client", ylabel="client")
-            figure.colorbar(image, ax=axes, shrink=0.8, label="1 - cosine", format="%.0e")
+            figure.colorbar(image, ax=axes, shrink=0.8, label="1 - cosine", format="%.1e")
 
     return canvas(len(datasets), (3.3 * len(datasets), 3.1 * len(paces)), draw, path, len(paces))
 
