@@ -191,7 +191,10 @@ FREE = (
     "device",
     *(f"engine.{n}" for n in ("timeout", "wait", "supernodes", "cpus", "gpus")),
 )
-"""Settings that do not change what a run computes: they are not part of its identity and may differ when it is resumed."""
+"""Settings that do not change what a run computes: they are not part of its identity and may differ when it is resumed.
+
+``threads`` and ``device`` change the order of sums, and so the last bits.
+"""
 
 
 def _at(config: Any, dotted: str) -> Any:
