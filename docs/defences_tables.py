@@ -95,11 +95,11 @@ STARTS = {  # what clients draw for themselves -> the runs on digits, what the s
 
 
 def started() -> str:
-    """What clients draw for themselves: accuracy on digits, and what the best attacker gets of an MNIST image behind a private stem."""
+    """What clients draw for themselves: accuracy on digits, and what an attack then gets of an MNIST image behind a private stem."""
     runs = {g.label: g for g in group_by_seed([read_run(p) for p in sorted((RESULTS / "hfn_digits").glob("*.json"))])}
     rows = {row["row"]: row for row in json.loads((RESULTS / "privacy/mnist.json").read_text(encoding="utf-8"))["rows"]}
     lines = [
-        "| drawn by the client | accuracy before | after fine-tuning | the server knows in round 1 | its best attack | median dB |",
+        "| drawn by the client | accuracy before | after fine-tuning | public in round 1 | an attack that needs no more | median dB |",
         "|---|---:|---:|---|---|---:|",
     ]
     for drawn, (label, known, attack) in STARTS.items():

@@ -84,6 +84,12 @@ def test_an_attack_without_meaning_is_a_row_that_says_so() -> None:
     assert "not applicable" in sweep_table([{**row, "row": r} for r in ROWS])
 
 
+def test_a_setting_without_meaning_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for experiment, word in (("resnet", "init=default"), ("hull", "seeds=2")):
+        assert main(["attack", experiment, word]) == 2
+        assert f"has no meaning for 'hyperfed attack {experiment}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

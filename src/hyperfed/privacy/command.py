@@ -77,6 +77,13 @@ def number(chosen: dict[str, str], key: str, default: int) -> int:
     return int(text or default)
 
 
+def refuse(words: Sequence[str], experiment: str, unused: Sequence[str]) -> None:
+    """A setting that would change nothing is a mistake."""
+    for key in unused:
+        if any(word.startswith(f"{key}=") for word in words):
+            raise UserError(f"setting {key!r} has no meaning for 'hyperfed attack {experiment}': leave it out.")
+
+
 def prepared(words: Sequence[str]) -> Iterator[tuple[Dataset, Scale, Setting]]:
     """Each data set with its scale and what all its attacks share."""
     chosen = settings(words)
@@ -108,6 +115,7 @@ def fig4(words: Sequence[str], out: Path) -> None:
 
 def residual(words: Sequence[str], out: Path) -> None:
     """Inverting Gradients against the paper's residual network; files as of fig4."""
+    refuse(words, "resnet", ("init",))
     for dataset, scale, setting in prepared(["dataset=mnist,cifar10", *words]):
         budget = replace(setting.budget, evals=4 * setting.budget.evals, restarts=1, smooth=0.1)
         embedding = settings_of(dataset.name)["embedding"]
@@ -184,6 +192,7 @@ def weaken(words: Sequence[str], out: Path) -> None:
 
 def hulls(words: Sequence[str], out: Path) -> None:
     """How exactly a round over the paper's residual network shows the hull of the client's embeddings."""
+    refuse(words, "hull", ("images", "seeds", "evals", "init"))
     for dataset, _, _ in prepared(["dataset=mnist", *words]):
         rows = [hull_of_a_round(dataset, images, epochs) for images, epochs in ROUNDS]
         write_json(out / f"hull_{dataset.name}.json", rows)
