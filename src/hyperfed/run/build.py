@@ -14,6 +14,7 @@ from hyperfed.core import Method, Model, Params, UserError, invalid
 from hyperfed.core.seeds import derive_seed
 from hyperfed.data import ClientIndices, Dataset, hold_out, load_dataset, partition
 from hyperfed.defences import Setting, make_guard
+from hyperfed.engine.allocator import keep_memory
 from hyperfed.engine.guard import Guard
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.round import Engine
@@ -85,6 +86,7 @@ def prepare(config: Config) -> tuple[torch.device, Dataset, Model, Method[Any, A
     """What every process of a run needs: the device, the data, the model and the method."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    keep_memory()
     device = choose_device(config.device)
     dataset = load_dataset(config.dataset["name"], config.data.root, config.data.cache)
     model = make_model(config, dataset)
