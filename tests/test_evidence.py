@@ -4,10 +4,11 @@ import json
 import math
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ from typing import Any
 import pytest
 
 from hyperfed.core import UserError
-from hyperfed.evidence import paper
 from hyperfed.evidence.command import main, read_settings
 from hyperfed.evidence.plans import CANDIDATES, PLANS, TABLE2, TRIED, Ask, Cell, over_hypernetwork, plan
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.sweep import Sweep
-from hyperfed.evidence.tables import costs, entries, table2, table3, table4
-from hyperfed.report.runs import RunFiles, read_run
+from hyperfed.evidence.tables import entries, table2
+from hyperfed.report.runs import read_run
 
 SMOKE = Ask("smoke", ("digits",), ("IID",), ("FedAvg", "FedPer"))
 
@@ -79,8 +79,10 @@ def test_learning_rates_are_chosen_on_a_validation_part_and_recorded(tmp_path: P
     for rate, accuracy in zip(TRIED["mini"], (0.3, 0.6), strict=True):
         trial = replace(trials[0], rate=rate)
         config = trial.composed()
-        line = {"round": config["rounds"], "before": {"mean": 0.1}, "after": {"weighted": accuracy}}
-        run = {"facts": {"identity": trial.identity}, "config": config, "per_round": {}, "evaluations": [line]}
+        before, after = ({"weighted": a, "mean": a, "p10": a} for a in (0.1, accuracy))
+        line = {"round": config["rounds"], "before": before, "after": after, "bytes": 0, "cpu_seconds": 0.0}
+        facts = {"identity": trial.identity, "versions": {"hyperfed": "1"}}
+        run = {"facts": facts, "config": config, "per_round": {}, "evaluations": [line]}
         store.path(trial).parent.mkdir(exist_ok=True)
         store.path(trial).write_text(json.dumps(run))
     chosen = Store(tmp_path).choose(cell)
@@ -156,7 +158,83 @@ def test_a_damaged_file_is_named_and_counts_as_not_run(played: Path, tmp_path: P
     store = Store(tmp_path / "store")
     found = entries(cells, store, tmp_path)
     assert [e.text for e in found.values()] == ["0 of 1 seeds"] * 2
-    assert store.damaged == [torn.name, odd.name] and torn.name in caplog.text and "another run than its name says" in caplog.text
+    assert store.damaged == {torn.name, odd.name} and torn.name in caplog.text and "another run than its name says" in caplog.text
+    assert Sweep(store, tmp_path / "work", {}).play(cells[:1]).finished and store.damaged == {odd.name}, "repeated: no longer damaged"
+
+
+def _without(*path: str) -> Callable[[dict[str, Any]], Any]:
+    def edit(kept: dict[str, Any]) -> dict[str, Any]:
+        at = kept
+        for key in path[:-1]:
+            at = at[key]
+        del at[path[-1]]
+        return kept
+
+    return edit
+
+
+def _last(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    def edit(kept: dict[str, Any]) -> dict[str, Any]:
+        kept["evaluations"][-1].update(values)
+        return kept
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: [],
+        lambda kept: None,
+        _without("facts", "versions"),
+        _without("evaluations"),
+        _without("detail", "totals"),
+        _last(after=None),
+        _last(after="good"),
+        _last(after={"mean": 0.5, "p10": 0.4}),
+        _last(after={"weighted": 64.4, "mean": 0.5, "p10": 0.4}),
+        _last(after={"weighted": math.nan, "mean": 0.5, "p10": 0.4}),
+        _last(round=1),
+        _last(round="two"),
+    ],
+)
+def test_no_damage_ends_in_a_traceback_or_in_a_number(damage: Callable[[Any], Any], played: Path, tmp_path: Path) -> None:
+    shutil.copytree(played, tmp_path / "store")
+    cell = plan("table2", SMOKE)[0]
+    path = Store(tmp_path / "store").path(cell)
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    store = Store(tmp_path / "store")
+    assert entries([cell], store, tmp_path)[replace(cell, seed=0)].text == "0 of 1 seeds" and store.damaged == {path.name}
+
+
+def test_a_damaged_failure_is_named_and_tried_again(tmp_path: Path) -> None:
+    cell, store = plan("table2", SMOKE)[0], Store(tmp_path)
+    store.put_failure(cell, "diverged")
+    assert store.failure(cell) == "diverged"
+    (file,) = tmp_path.rglob("*.failed.json")
+    file.write_text("{")
+    assert store.failure(cell) is None and store.damaged == {file.name} and not store.has(cell)
+
+
+def test_progress_never_goes_back(tmp_path: Path) -> None:
+    """Rounds of finished runs stay counted while others of the block are under way."""
+    heard: list[int] = []
+    sweep = Sweep(Store(tmp_path / "store"), tmp_path / "work", {}, progress=lambda rounds: heard.append(sum(rounds.values())))
+    sweep.play(plan("table2", SMOKE))
+    assert heard == sorted(heard) and max(heard) >= 2
+
+
+def test_ctrl_c_is_one_sentence(tmp_path: Path) -> None:
+    """And what was under way is saved: the same command goes on."""
+    command = [sys.executable, "-m", "hyperfed.cli", "reproduce", "table2", "scale=smoke", "dataset=digits", "partition=IID"]
+    command += ["--results", str(tmp_path / "store"), "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not list((tmp_path / "work").rglob("config.json")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on" in told and "Traceback" not in told
 
 
 def test_versions_are_not_mixed(played: Path, tmp_path: Path) -> None:
@@ -177,40 +255,6 @@ def test_a_cell_says_how_complete_it_is(played: Path, tmp_path: Path) -> None:
     assert table.rows[0][1].endswith("(1 of 2 seeds)") and table.rows[1][1].endswith("(1 of 2 seeds, seed 2: 4 of 2 rounds)")
 
 
-def run_with(config: dict[str, Any], lines: list[tuple[int, float, int]], totals: list[list[int]]) -> RunFiles:
-    """A run made up of (round, accuracy after fine-tuning, elements so far)."""
-    evaluations = [
-        {"round": n, "before": {"weighted": a, "mean": a}, "after": {"weighted": a, "mean": a}, "trainable": e, "bytes": 4 * e}
-        for n, a, e in lines
-    ]
-    from hyperfed.core import Traffic
-    from hyperfed.report.runs import Detail
-
-    return RunFiles(Path("x"), config, evaluations, Traffic(100), {"versions": {"hyperfed": "1"}}, Detail(totals=totals))
-
-
-def test_table_3_counts_one_users_elements_until_a_level() -> None:
-    """Ten clients a round of 100,000 elements each: after four rounds one user has sent 0.4 million."""
-    totals = [[n, n * 1_000_000, 0] for n in range(1, 9)]
-    lines = [(0, 0.15, 0), (4, 0.31, 4_000_000), (8, 0.52, 8_000_000)]
-    reached = costs(run_with({"participation": 0.5, "num_clients": 20}, lines, totals))
-    assert reached == {10: (0.0, 0), 20: (0.4, 4), 30: (0.4, 4), 40: (0.8, 8), 50: (0.8, 8)}
-
-
-def test_tables_2_and_4_stand_beside_the_papers(played: Path, tmp_path: Path) -> None:
-    assert paper.accuracy("HFN", "cifar10", "non-IID") == 76.78 and paper.accuracy("FedBABU", "fashion_mnist", "IID") == 91.04
-    assert (
-        paper.accuracy("HFN", "digits", "IID") is None
-        and paper.cost("FedFomo", 50) == (307.91, 78)
-        and paper.cost("FedAvg", 70) == (None, None)
-    )
-    assert paper.gain("HFN+pFedLA", "mnist", "non-IID") == (-0.38, 12.0)
-    cells = plan("table4", Ask("smoke", ("digits",), ("IID",), ("FedAvg",)))
-    found = entries(cells, Store(played), tmp_path)
-    assert table4(found).rows == [["HFN+FedAvg, digits IID", "HFN+FedAvg: 0 of 1 seeds", "-", "-", "-"]]
-    assert "0 of 1 seeds" in table3(entries(plan("table3", Ask("mini", methods=("HFN",))), Store(played), tmp_path)).rows[0][1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -222,7 +266,15 @@ def test_tables_2_and_4_stand_beside_the_papers(played: Path, tmp_path: Path) ->
         (["table2", "rounds=3"], "setting 'rounds' unknown"),
         (["table2", "mini"], "NAME=VALUE"),
         (["table2", "--jobs", "0"], "--jobs = 0"),
-        (["table3", "method=Centre"], "table3 has no run with method Centre"),
+        (["table3", "method=Centre"], "table3 has no run with method Centre: its rows are FedAvg, FedBABU"),
+        (["table3", "partition=non-IID"], "table3 is CIFAR-10 IID only"),
+        (["fig3", "method=FedAvg"], "fig3 is HFN on clients in groups"),
+        (["table2", "seed=²"], "seed = '²'"),
+        (["table2", "scale=mini", "scale=paper"], "setting 'scale' is given twice"),
+        (["table2", "cache_mib=8"], "setting 'cache_mib' unknown"),
+        (["table2", "--budget-minutes", "nan"], "--budget-minutes"),
+        (["table2", "--results", "nowhere"], "--results = 'nowhere'"),
+        ([], "say which table or figure"),
         (["table2", "--budget-minutes", "-1"], "--budget-minutes"),
     ],
 )
@@ -232,9 +284,18 @@ def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, tmp_path
     assert sentence in str(told.value) and "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize(("setting", "sentence"), [("device=tpu", "device = 'tpu'"), ("data.root=nowhere", "data.root = 'nowhere'")])
+def test_what_is_wrong_for_every_run_is_said_once(setting: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        main(["table2", setting, "--results", str(tmp_path / "s"), "--work", str(tmp_path / "w"), "-o", str(tmp_path / "o")])
+    assert sentence in str(told.value) and not list(tmp_path.iterdir())
+
+
 def test_settings_are_read() -> None:
     ask, free = read_settings(["scale=paper", "dataset=mnist,cifar10", "seed=1,2", "data.root=x", "device=cuda"])
     assert ask == Ask("paper", ("mnist", "cifar10"), seeds=(1, 2)) and free == {"data.root": "x", "device": "cuda"}
+    assert read_settings(["seed=1,01,1", "method=HFN,HFN"])[0] == Ask(methods=("HFN",)), "what is named twice counts once"
+    assert {c.row for c in plan("table4", Ask(methods=("HFN+FedAvg",)))} == {"FedAvg", "HFN+FedAvg"}
 
 
 def test_a_page_of_a_reproduction(played: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +303,8 @@ def test_a_page_of_a_reproduction(played: Path, tmp_path: Path, capsys: pytest.C
     assert main([*settings, "--results", str(played), "--work", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
     assert "2 of 3 cells complete" in capsys.readouterr().out
     folder = tmp_path / "out/table2-smoke"
-    assert {p.name for p in folder.iterdir()} == {"index.html", "table2.md", "table2.tex", "table2.csv"}
+    assert {p.name for p in folder.iterdir()} == {"index.html", "table2.md", "table2.tex", "table2.csv", "table2-cells.csv"}
+    assert (folder / "table2.csv").read_text().splitlines()[0] == "method,IID: ours,IID: paper,IID: difference,IID: learning rate"
     assert "0 of 1 seeds" in (folder / "table2.md").read_text() and "2 of 3 cells complete" in (folder / "index.html").read_text()
     (run, _) = (read_run(p) for p in sorted(played.rglob("*.json")))
     assert math.isclose(run.detail.totals[-1][1], run.last["trainable"]) and run.detail.clients["after"] and run.detail.roles["body"]

@@ -2,8 +2,10 @@
 
 import argparse
 import itertools
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from hyperfed.core import UserError, invalid, unknown
 from hyperfed.evidence.plans import PLANS, Ask, Cell, plan
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.sweep import Outcome, Sweep
-from hyperfed.run.config import FREE
+from hyperfed.main import EXIT_INTERRUPTED
+from hyperfed.run.config import make_config
 
+FREE = ("data.root", "data.cache", "device")
+"""Settings that do not change what a run computes."""
 LISTS = {"dataset": "datasets", "partition": "splits", "method": "methods", "seed": "seeds"}
 EPILOG = """examples:
   hyperfed reproduce table2 scale=mini data.root=DIR --jobs 2
@@ -28,24 +33,38 @@ def read_settings(settings: Sequence[str]) -> tuple[Ask, dict[str, Any]]:
     """``scale=``, ``dataset=``, ``partition=``, ``method=``, ``seed=`` (lists with commas), and settings that do not change a run."""
     wanted: dict[str, Any] = {}
     free: dict[str, Any] = {}
+    seen: set[str] = set()
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"{text!r} is not a setting: write NAME=VALUE, for example scale=mini.")
+        if key in seen:
+            raise UserError(f"setting {key!r} is given twice: write its values as one list with commas, or leave one out.")
+        seen.add(key)
         if key in LISTS:
-            wanted[LISTS[key]] = tuple(value.split(","))
+            wanted[LISTS[key]] = tuple(dict.fromkeys(value.split(",")))
         elif key == "scale":
             wanted["scale"] = value
-        elif key in FREE and key != "threads":
+        elif key in FREE:
             free[key] = value
         else:
-            raise unknown("setting", key, ["scale", *LISTS, "data.root", "data.cache", "device"])
+            raise unknown("setting", key, ["scale", *LISTS, *FREE])
     if "seeds" in wanted:
         for seed in wanted["seeds"]:
-            if not seed.isdigit():
+            if not (seed.isascii() and seed.isdecimal()):
                 raise invalid("seed", seed, "a whole number >= 0")
-        wanted["seeds"] = tuple(int(seed) for seed in wanted["seeds"])
+        wanted["seeds"] = tuple(dict.fromkeys(int(seed) for seed in wanted["seeds"]))
     return Ask(**wanted), free
+
+
+def check_machine(sweep: Sweep, cell: Cell) -> None:
+    """What is wrong with the settings of this machine is said once, before the first run."""
+    from hyperfed.run.build import choose_device
+
+    config = make_config(sweep.composed(cell, sweep.work / cell.name))
+    choose_device(config.device)
+    if config.data.root is not None and not Path(config.data.root).is_dir():
+        raise invalid("data.root", config.data.root, "an existing folder")
 
 
 def run_plan(cells: Sequence[Cell], sweep: Sweep, console: Console) -> Outcome:
@@ -53,19 +72,21 @@ def run_plan(cells: Sequence[Cell], sweep: Sweep, console: Console) -> Outcome:
     total = Outcome()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        rounds = {c: c.composed()["rounds"] for c in cells}
-        trials = {t: t.composed()["rounds"] for c in cells if not c.rate for t in c.trials()}
-        task = bar.add_task(f"{len(rounds) + len(trials)} runs", total=sum(rounds.values()) + sum(trials.values()))
-        done = 0
+        everything = [*cells, *(t for c in cells if not c.rate for t in c.trials())]
+        missing = {c: c.composed()["rounds"] for c in everything if not sweep.store.has(c)}
+        task = bar.add_task(f"{len(missing)} runs", total=sum(missing.values()))
+        done: dict[Cell, int] = {}
 
-        def follow(under_way: dict[Cell, int]) -> None:
-            bar.update(task, completed=done + sum(under_way.values()))
+        def follow(rounds: dict[Cell, int]) -> None:
+            for cell, number in rounds.items():
+                known = cell if cell in missing else replace(cell, rate=None)  # its learning rate was chosen since
+                if known in missing:
+                    done[known] = number
+            bar.update(task, completed=sum(done.values()))
 
         def play(part: Sequence[Cell]) -> None:
-            nonlocal done
             out = sweep.play(part)
-            done += sum(c.composed()["rounds"] for c in (*out.finished, *out.failed))
-            bar.update(task, completed=done)
+            follow({c: c.composed()["rounds"] for c in (*out.finished, *out.failed)})
             total.finished += out.finished
             total.failed |= out.failed
             total.left += out.left
@@ -86,7 +107,7 @@ def tell(outcome: Outcome, store: Store, console: Console) -> None:
     for cell, why in outcome.failed.items():
         console.print(f"  failed: {cell.name}: {why}")
     if store.damaged:
-        console.print(f"  {len(store.damaged)} damaged files left out: {', '.join(sorted(set(store.damaged)))}")
+        console.print(f"  damaged files left out: {len(store.damaged)} ({', '.join(sorted(store.damaged))})")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -99,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", help=", ".join(PLANS))
+    parser.add_argument("experiment", nargs="?", help=", ".join(PLANS))
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="scale, dataset, partition, method, seed, data.root, device")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
     parser.add_argument("--budget-minutes", type=float, help="stop after so long; what is under way is saved and resumed next time")
@@ -108,16 +129,29 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, default=Path("reproduce"), help="where its page goes (default ./reproduce)")
     parser.add_argument("--show", action="store_true", help="run nothing")
     given = parser.parse_intermixed_args(arguments)
+    if given.experiment is None:
+        raise UserError(f"say which table or figure: hyperfed reproduce NAME, one of {', '.join(PLANS)}.")
     if given.jobs < 1:
         raise invalid("--jobs", given.jobs, "a whole number >= 1")
-    if given.budget_minutes is not None and given.budget_minutes <= 0:
+    if given.budget_minutes is not None and not 0 < given.budget_minutes < math.inf:
         raise invalid("--budget-minutes", given.budget_minutes, "a number > 0")
+    if given.out.exists() and not given.out.is_dir():
+        raise invalid("--out", str(given.out), "a folder")
+    if given.results.exists() != given.results.is_dir() or (given.show and not given.results.exists()):
+        raise invalid("--results", str(given.results), "the folder of a store; without --show a new one is made")
     ask, free = read_settings(given.settings)
     cells, console = plan(given.experiment, ask), Console(highlight=False, soft_wrap=True)
-    store = Store(given.results)
+    store, failed = Store(given.results), False
     if not given.show:
         deadline = time.monotonic() + 60 * given.budget_minutes if given.budget_minutes else None
-        outcome = run_plan(cells, Sweep(store, given.work, free, given.jobs, deadline), console)
+        sweep = Sweep(store, given.work, free, given.jobs, deadline)
+        check_machine(sweep, cells[0])
+        try:
+            outcome = run_plan(cells, sweep, console)
+        except KeyboardInterrupt:
+            console.print("interrupted; what was under way is saved, the same command goes on from there")
+            return EXIT_INTERRUPTED
         tell(outcome, store, console)
+        failed = any(store.failure(cell) is None for cell in outcome.failed)  # a run that diverged is a result
     show(given.experiment, cells, store, given.work, given.out, console)
-    return 0
+    return int(failed)

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hyperfed.evidence.plans import Cell
-from hyperfed.evidence.tables import Entry, number
+from hyperfed.evidence.tables import ACCURACY, SPREAD, Entry, number
 from hyperfed.report.html import Table
 from hyperfed.report.plots import COLOURS, DASHES
 from hyperfed.report.similarity import borders, group_of_clients, separation
@@ -47,6 +47,7 @@ def fig3_table(found: dict[Cell, Entry]) -> Table:
         if not parts:
             rows.append([name, entry.state, "-", "-", "-"])
             continue
+        name += entry.mark
         within, between, apart = (fmean(getattr(p, which) for p in parts) for which in ("within", "between", "difference"))
         rows.append([name, number(within, 6), number(between, 6), f"{apart:.1e}", entry.text])
     note = (
@@ -76,7 +77,11 @@ def fig3(found: dict[Cell, Entry], path: Path) -> Path | None:
                 axes.axvline(at, color="white", linewidth=1.0)
                 axes.axhline(at, color="white", linewidth=1.0)
             apart = separation(cosine, group)
-            axes.set_title(f"{cell.dataset}, pace {pace(cell)}\nwithin - between {apart.difference:.1e}", fontsize=8, loc="left")
+            axes.set_title(
+                f"{cell.dataset}, pace {pace(cell)}, seed {run.config['seed']}\nwithin - between {apart.difference:.1e}",
+                fontsize=8,
+                loc="left",
+            )
             axes.set(xlabel="client", ylabel="client")
             figure.colorbar(image, ax=axes, shrink=0.8, label="1 - cosine", format="%.1e")
 
@@ -103,7 +108,8 @@ def fig5_table(found: dict[Cell, Entry]) -> Table:
         ]
         for cell, entry in found.items()
     ]
-    return Table("Figure 5", ["cell and embedding size", "accuracy, %", "elements of one client in one round"], rows)
+    note = f"{ACCURACY} {SPREAD.partition(';')[0]}. Elements up and down, mean over clients and rounds."
+    return Table("Figure 5", ["cell and embedding size", "accuracy, %", "elements of one client in one round"], rows, note)
 
 
 def fig5(found: dict[Cell, Entry], path: Path) -> Path | None:
@@ -119,7 +125,11 @@ def fig5(found: dict[Cell, Entry], path: Path) -> Path | None:
         for (data, split), points in series.items():
             sizes = [size for size, _ in points]
             style = "-" if split == "non-IID" else "--"
-            left.plot(sizes, [e.mean for _, e in points], style, color=COLOURS[datasets.index(data)], marker="o", label=f"{data} {split}")
+            colour, part = COLOURS[datasets.index(data)], [(size, e.mean) for size, e in points if e.mark]
+            left.plot(sizes, [e.mean for _, e in points], style, color=colour, marker="o", label=f"{data} {split}")
+            if part:  # some seeds only: hollow
+                label = f"{data} {split}, some seeds only"
+                left.plot(*zip(*part, strict=True), "o", color=colour, markerfacecolor="white", label=label)
             right.plot(sizes, [e.runs[0].per_round.trainable for _, e in points], color="#333333", marker="o")
         left.set(xlabel="embedding size", ylabel="accuracy after fine-tuning, weighted (%)", xscale="log")
         right.set(xlabel="embedding size", ylabel="elements of a client in a round", xscale="log", yscale="log")
@@ -134,17 +144,24 @@ def fig5(found: dict[Cell, Entry], path: Path) -> Path | None:
 
 def accuracy_over_cost(found: dict[Cell, Entry], path: Path) -> Path | None:
     """Accuracy after fine-tuning over what one user has sent and received: Table 3 as a picture."""
-    shown = [(c, e.runs[0]) for c, e in found.items() if e.runs]
+    shown = [(c, e) for c, e in found.items() if e.runs]
     if not shown:
         return None
 
     def draw(figure: Figure, grid: np.ndarray) -> None:
         axes = grid[0, 0]
-        for i, (cell, run) in enumerate(shown):
-            cohort = max(1, round(run.config["participation"] * run.config["num_clients"]))
-            points = [(e["trainable"] / cohort / 1e6, 100 * e["after"]["weighted"]) for e in run.evaluations if e["after"]]
+        for i, (cell, entry) in enumerate(shown):
+            cohort = max(1, round(entry.runs[0].config["participation"] * entry.runs[0].config["num_clients"]))
+            at_once = zip(*(run.evaluations for run in entry.runs), strict=True)  # of all seeds
+            points = [
+                (fmean(e["trainable"] for e in seeds) / cohort / 1e6, 100 * fmean(e["after"]["weighted"] for e in seeds))
+                for seeds in at_once
+                if all(e["after"] for e in seeds)
+            ]
             style = DASHES[(i // len(COLOURS)) % len(DASHES)]
-            axes.plot(*zip(*points, strict=True), style, color=COLOURS[i % len(COLOURS)], marker=".", label=cell.row, linewidth=1.6)
+            axes.plot(
+                *zip(*points, strict=True), style, color=COLOURS[i % len(COLOURS)], marker=".", label=cell.row + entry.mark, linewidth=1.6
+            )
         axes.set(xlabel="millions of elements of one user, up and down", ylabel="accuracy after fine-tuning, weighted (%)")
         _plain(axes)
         axes.legend(frameon=False, fontsize=8, ncols=2)

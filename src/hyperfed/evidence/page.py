@@ -2,8 +2,10 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -33,23 +35,33 @@ def result(experiment: str, found: dict[Cell, Entry], pictures: Path) -> tuple[l
         case "table2":
             return tables.table2(found), []
         case "table3":
-            picture, alt = figures.accuracy_over_cost(found, pictures / "table3.png"), "accuracy over elements sent, one line a method"
+            picture, alt = drawn(figures.accuracy_over_cost, found, pictures / "table3"), "accuracy over elements sent, one line a method"
             table = tables.table3(found)
         case "table4":
             return [tables.table4(found)], []
         case "fig3":
-            picture, alt = figures.fig3(found, pictures / "fig3.png"), "heat maps of the similarity of generated kernels, groups framed"
+            picture, alt = drawn(figures.fig3, found, pictures / "fig3"), "heat maps of the similarity of generated kernels, groups framed"
             table = figures.fig3_table(found)
         case _:
-            picture, alt = figures.fig5(found, pictures / "fig5.png"), "accuracy and traffic over the embedding size"
+            picture, alt = drawn(figures.fig5, found, pictures / "fig5"), "accuracy and traffic over the embedding size"
             table = figures.fig5_table(found)
     return [table], [Image(picture, alt)] if picture else []
 
 
+def drawn(figure: Callable[[dict[Cell, Entry], Path], Path | None], found: dict[Cell, Entry], stem: Path) -> Path | None:
+    """The picture as SVG and as PNG; returns the PNG."""
+    figure(found, stem.with_suffix(".svg"))
+    return figure(found, stem.with_suffix(".png"))
+
+
 def completeness(found: dict[Cell, Entry]) -> str:
-    """``31 of 112 cells complete``."""
-    whole = sum(not e.state for e in found.values())
-    return f"{whole} of {len(found)} cells complete (scale {next(iter(found)).scale})"
+    """``31 of 112 cells complete``. A cell of Table 4 needs the method alone and over the hypernetwork."""
+    needed: dict[Cell, tuple[Entry, ...]] = {
+        c: (e, found[replace(c, row=c.row.removeprefix("HFN+"), experiment="table2")]) for c, e in found.items() if c.row.startswith("HFN+")
+    }
+    needed = needed or {c: (e,) for c, e in found.items()}
+    whole = sum(not any(e.state for e in both) for both in needed.values())
+    return f"{whole} of {len(needed)} cells complete (scale {next(iter(found)).scale})"
 
 
 def show(experiment: str, cells: Sequence[Cell], store: Store, work: Path, out: Path, console: Console) -> None:
@@ -62,30 +74,32 @@ def show(experiment: str, cells: Sequence[Cell], store: Store, work: Path, out: 
         stem = experiment + (f"-{i + 1}" if len(made) > 1 else "")
         write_text(folder / f"{stem}.md", f"{markdown(table.columns, table.rows)}\n{table.note}\n")
         write_text(folder / f"{stem}.tex", latex(table.columns, table.rows, table.caption))
-    write_text(folder / f"{experiment}.csv", _csv(found))
+        write_text(folder / f"{stem}.csv", _csv([table.columns, *table.rows]))
+    runs_of_cells = accuracy_rows(found)
+    write_text(folder / f"{experiment}-cells.csv", _csv([list(runs_of_cells[0]), *(list(row.values()) for row in runs_of_cells)]))
     lead: list[Block] = [completeness(found)]
     if store.damaged:
-        names = ", ".join(sorted(set(store.damaged)))
-        lead.append(Caution(f"{len(set(store.damaged))} damaged files were left out and count as not run: {names}."))
+        names = ", ".join(sorted(store.damaged))
+        lead.append(Caution(f"Damaged files, left out and counted as not run: {len(store.damaged)} ({names})."))
     runs = [run for entry in found.values() for run in entry.runs]
     detail = [section_of(name, groups) for name, groups in settings(runs).items()] if runs else []
     write_text(folder / "index.html", build_page(TITLES[experiment], [Section("Ours and the paper's", [*made, *images]), *detail], lead))
     console.print(f"{completeness(found)}; page, tables and pictures: {folder}")
 
 
-def _csv(found: dict[Cell, Entry]) -> str:
-    rows, text = accuracy_rows(found), io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def terminal(table: Table) -> TerminalTable:
     """A table for the terminal."""
     made = TerminalTable(title=table.caption, caption=table.note, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    longest = max((len(row[0]) for row in table.rows), default=0)
     for i, name in enumerate(table.columns):
-        made.add_column(name.replace(": ", ":\n"), justify="right" if i else "left")
+        least = None if i else min(longest, 16)
+        made.add_column(name.replace(": ", ":\n"), justify="right" if i else "left", overflow="fold", min_width=least)
     for row in table.rows:
         made.add_row(*row)
     return made

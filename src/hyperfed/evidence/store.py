@@ -19,7 +19,7 @@ class Store:
     """Files below ``folder/<scale>``. ``damaged`` names those that could not be read; they are skipped, and their runs repeated."""
 
     folder: Path
-    damaged: list[str] = field(default_factory=list)
+    damaged: set[str] = field(default_factory=set)
     _read: dict[str, RunFiles | None] = field(default_factory=dict)
 
     def path(self, cell: Cell) -> Path:
@@ -43,41 +43,62 @@ class Store:
     def _load(self, path: Path, cell: Cell) -> RunFiles | None:
         try:
             run = read_run(path)
-            whole = bool(run.evaluations) and run.last["round"] == run.config["rounds"] and run.last["before"]["mean"] >= 0
-        except (UserError, KeyError, TypeError) as problem:
-            self._name(path, str(problem))
+            whole = run.last["round"] == run.config["rounds"] and 0 <= run.last["after"]["weighted"] <= 1
+            run.facts["versions"]["hyperfed"]
+        except UserError as problem:
+            self._name(path, str(problem).rstrip("."))
+            return None
+        except (KeyError, TypeError, AttributeError, IndexError) as problem:
+            self._name(path, f"it does not hold a run's numbers ({type(problem).__name__} {problem})")
             return None
         if run.facts.get("identity") != cell.identity or identity_hash(run.config) != cell.identity:
             self._name(path, "it holds another run than its name says")
             return None
         if not whole:
-            self._name(path, "the run in it is not finished")
+            self._name(path, "the run in it is not finished, or without the accuracy after fine-tuning")
+            return None
+        if run.per_round.trainable and {e["round"] for e in run.evaluations} - {0} - {row[0] for row in run.detail.totals}:
+            self._name(path, "its ledger's totals (detail.totals) are missing")
             return None
         return run
 
     def _name(self, path: Path, why: str) -> None:
-        self.damaged.append(path.name)
-        log.warning("%s is left out: %s.", path, why)
+        if path.name not in self.damaged:
+            log.warning("%s is left out: %s.", path, why)
+        self.damaged.add(path.name)
 
     def failure(self, cell: Cell) -> str | None:
         """Why the cell's run cannot be done (its training diverged), if that is known."""
         path = self._failure(cell)
-        return str(json.loads(path.read_text(encoding="utf-8"))["message"]) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["message"])
+        except (ValueError, KeyError, TypeError):
+            self._name(path, "it does not say what the run died of")
+            return None
 
     def put(self, cell: Cell, folder: Path) -> None:
         """Keep a finished run's folder."""
         run = read_run(folder)
         keep(replace(run, folder=run.folder.with_name(cell.name), facts={**run.facts, "name": cell.name}), self.folder / cell.scale)
         self._failure(cell).unlink(missing_ok=True)
+        self.damaged -= {self.path(cell).name, self._failure(cell).name}
         self.forget(cell)
 
     def put_failure(self, cell: Cell, message: str) -> None:
         """Keep what a run died of, so that it is not repeated."""
         write_json(self._failure(cell), {"identity": cell.identity, "message": message})
+        self.damaged -= {self.path(cell).name, self._failure(cell).name}
 
     def is_settled(self, cell: Cell) -> bool:
         """Whether nothing is left to do for the cell."""
         return self.get(cell) is not None or self.failure(cell) is not None
+
+    def has(self, cell: Cell) -> bool:
+        """Whether nothing is left to do for the cell and for the choice of its learning rate."""
+        chosen = self.choose(cell)
+        return chosen is not None and self.is_settled(chosen)
 
     def choose(self, cell: Cell) -> Cell | None:
         """The cell with the learning rate that did best on the validation part after fine-tuning; None while trials are missing."""

@@ -44,7 +44,7 @@ class Worker:
 
 
 Progress = Callable[[dict[Cell, int]], None]
-"""Hears the rounds done of every cell that is under way."""
+"""Hears the rounds done of every cell of the block that is finished or under way."""
 
 
 @dataclass
@@ -70,7 +70,8 @@ class Sweep:
                 if late:
                     self._stop(running, out)
                     break
-                self.progress({w.cell: rounds_done(w.folder) for w in running})
+                over = {cell: int(cell.composed()["rounds"]) for cell in (*out.finished, *out.failed)}
+                self.progress(over | {w.cell: rounds_done(w.folder) for w in running})
                 for worker in [w for w in running if w.process.poll() is not None]:
                     running.remove(worker)
                     self._end(worker, out)
@@ -96,7 +97,7 @@ class Sweep:
                 return
             if self._settled(cell, out):
                 return
-            write_json(folder / "config.json", self._config(cell, folder))
+            write_json(folder / "config.json", self.composed(cell, folder))
             with (folder / "log.txt").open("ab") as log:
                 command = [sys.executable, "-m", "hyperfed.main", f"resume={folder}"]
                 one = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -118,7 +119,8 @@ class Sweep:
             return False
         return True
 
-    def _config(self, cell: Cell, folder: Path) -> dict[str, Any]:
+    def composed(self, cell: Cell, folder: Path) -> dict[str, Any]:
+        """The resolved configuration of the cell's run in ``folder`` on this machine."""
         composed = cell.composed()
         data = {**composed["data"], **{k.removeprefix("data."): v for k, v in self.free.items() if k.startswith("data.")}}
         rest = {k: v for k, v in self.free.items() if not k.startswith("data.")}
