@@ -6,6 +6,7 @@ A block ``<!-- generated:NAME -->`` ... ``<!-- /generated -->`` of a page is rep
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 from defences_tables import defences_digits, defended, membership_digits, started
 
@@ -13,7 +14,7 @@ from hyperfed.core.files import write_text
 from hyperfed.evidence.page import completeness, result
 from hyperfed.evidence.plans import Ask, plan
 from hyperfed.evidence.store import Store
-from hyperfed.evidence.tables import entries
+from hyperfed.evidence.tables import ACCURACY, entries, spread
 from hyperfed.privacy.command import write_table
 from hyperfed.privacy.resnet import hull_table
 from hyperfed.privacy.sweep import sweep_table
@@ -84,7 +85,22 @@ def evidence(name: str, ask: Ask) -> str:
     return "\n\n".join([text, *parts, *(f"![{image.alt}](img/{image.path.name})" for image in images)]) + "\n"
 
 
+def before_and_after() -> str:
+    """docs/evidence.md: what fine-tuning adds on CIFAR-10, over the seeds there are."""
+    found = entries(plan("table2", Ask("mini", ("cifar10",), seeds=(1, 2, 3))), Store(ROOT / "results/evidence"), ROOT / "runs/evidence")
+    columns = ["method and cell", "before fine-tuning", "after", "training loss, last round", "seeds"]
+    rows = []
+    for cell, entry in found.items():
+        if entry.runs:
+            before = spread([100 * run.last["before"]["weighted"] for run in entry.runs])
+            loss = fmean(run.last["train_loss"] for run in entry.runs)
+            rows.append([f"{cell.row}, {cell.split}", before, spread(entry.values), f"{loss:.2f}", str(len(entry.runs))])
+    note = f"{ACCURACY.replace(' after fine-tuning', '')} Mean ± sample standard deviation over the seeds there are."
+    return f"{markdown(columns, rows)}\n{note}\n"
+
+
 BLOCKS = {
+    "before_and_after": before_and_after,
     "quickstart": quickstart,
     "variants": variants,
     "quick_mnist": lambda: quick("mnist"),

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,29 +29,23 @@ TITLES = {
 }
 
 
-def result(experiment: str, found: dict[Cell, Entry], pictures: Path) -> tuple[list[Table], list[Image]]:
+def result(experiment: str, found: dict[Cell, Entry], pictures: Path, kind: str = "png") -> tuple[list[Table], list[Image]]:
     """The tables and pictures of a table or figure of the paper."""
     match experiment:
         case "table2":
             return tables.table2(found), []
         case "table3":
-            picture, alt = drawn(figures.accuracy_over_cost, found, pictures / "table3"), "accuracy over elements sent, one line a method"
+            picture, alt = figures.accuracy_over_cost(found, pictures / f"table3.{kind}"), "accuracy over elements sent, one line a method"
             table = tables.table3(found)
         case "table4":
             return [tables.table4(found)], []
         case "fig3":
-            picture, alt = drawn(figures.fig3, found, pictures / "fig3"), "heat maps of the similarity of generated kernels, groups framed"
+            picture, alt = figures.fig3(found, pictures / f"fig3.{kind}"), "heat maps of the similarity of generated kernels, groups framed"
             table = figures.fig3_table(found)
         case _:
-            picture, alt = drawn(figures.fig5, found, pictures / "fig5"), "accuracy and traffic over the embedding size"
+            picture, alt = figures.fig5(found, pictures / f"fig5.{kind}"), "accuracy and traffic over the embedding size"
             table = figures.fig5_table(found)
     return [table], [Image(picture, alt)] if picture else []
-
-
-def drawn(figure: Callable[[dict[Cell, Entry], Path], Path | None], found: dict[Cell, Entry], stem: Path) -> Path | None:
-    """The picture as SVG and as PNG; returns the PNG."""
-    figure(found, stem.with_suffix(".svg"))
-    return figure(found, stem.with_suffix(".png"))
 
 
 def completeness(found: dict[Cell, Entry]) -> str:
@@ -69,6 +63,7 @@ def show(experiment: str, cells: Sequence[Cell], store: Store, work: Path, out: 
     found = entries(cells, store, work)
     folder = out / f"{experiment}-{cells[0].scale}"
     made, images = result(experiment, found, folder)
+    result(experiment, found, folder, "svg")
     for i, table in enumerate(made):
         console.print(terminal(table))
         stem = experiment + (f"-{i + 1}" if len(made) > 1 else "")

@@ -43,13 +43,17 @@ class Entry:
         """``62.1 ± 0.4``, with what is missing in words."""
         if not self.runs:
             return self.state
-        spread = f" ± {stdev(self.values):.1f}" if len(self.runs) > 1 else ""
-        return f"{self.mean:.1f}{spread}" + self.mark
+        return spread(self.values) + self.mark
 
     @property
     def mark(self) -> str:
         """What is missing, in brackets: it goes behind every figure made of some of the runs only."""
         return f" ({self.state})" if self.state else ""
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation, ``62.1 ± 0.4``; of one value itself."""
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def final(run: RunFiles) -> float:
