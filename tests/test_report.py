@@ -15,7 +15,8 @@ from PIL import Image as Picture
 
 from hyperfed.cli import main
 from hyperfed.core import Traffic, UserError
-from hyperfed.report.comparison import comparison, distinct, latex, measures, played, write_tables
+from hyperfed.evidence import paper
+from hyperfed.report.comparison import comparison, distinct, latex, measures, played, published, write_tables
 from hyperfed.report.html import Image, Section, Table, build_page
 from hyperfed.report.html_charts import each_client, ranked
 from hyperfed.report.html_load import load
@@ -61,8 +62,32 @@ def test_mean_spread_and_difference_to_the_paper(tmp_path: Path) -> None:
     assert row["after"] == pytest.approx(85) and row["after_std"] == pytest.approx(5) and row["difference"] == pytest.approx(-3)
     assert row["after_p10"] == pytest.approx((64 + 90) / 2) and row["bytes_total"] == 3000 and row["rounds"] == "3"
     columns, [cells], note = comparison([group], {"FedAvg": 88.0})
-    assert cells[columns.index("after: mean %")] == "85.0 ± 5.0" and cells[columns.index("minus paper")] == "-3.0"
+    assert cells[columns.index("after: mean %")] == "85.0 ± 5.0" and cells[columns.index("minus paper, weighted")] == "-3.0"
     assert "minus the paper's figure" in note and "paper %" not in comparison([group])[0]
+
+
+def test_the_papers_figure_beside_accuracy_weighted_by_test_samples(tmp_path: Path) -> None:
+    """FedPer on CIFAR-10, IID and Dirichlet 0.5; no figure for other data, another partition, or a method over HFN; none without tuning."""
+
+    def run(*overrides: str) -> RunFiles:
+        return made(tmp_path, 1, [7, 9], "method=fedper", "dataset=cifar10", *overrides)
+
+    iid, dirichlet = (published([Group("FedPer", (run(p),))])["FedPer"] for p in ("partition=iid", "partition=dirichlet"))
+    assert (iid, dirichlet) == tuple(paper.accuracy("FedPer", "cifar10", split) for split in ("IID", "non-IID")) and iid != dirichlet
+    for other in (("partition.alpha=0.1",), ("partition=pathological",), ("dataset=digits",), ("hyper=hfn", "model=resnet")):
+        assert published([Group("x", (run(*other),))]) == {}
+    tuned, plain = run(), run()
+    tuned.last["after"]["weighted"] = 0.6
+    for e in plain.evaluations:
+        e["after"] = None
+    row = measures(Group("FedPer", (tuned,)), {"FedPer": 50.0})
+    assert row["after"] == pytest.approx(90) and row["weighted"] == pytest.approx(60) and row["difference"] == pytest.approx(10)
+    assert measures(Group("FedPer", (plain,)), {"FedPer": 50.0})["difference"] is None
+    keep(run(), tmp_path / "kept")
+    report([tmp_path / "kept"], tmp_path / "a.html", tables=tmp_path / "t")
+    page = (tmp_path / "a.html").read_text()
+    assert "minus paper, weighted</th>" in page and f"<td>{dirichlet:.2f}</td>" in page and "may differ from that of these runs" in page
+    assert "minus paper, weighted" in (tmp_path / "t/comparison.md").read_text()
 
 
 def test_an_unfinished_run_never_looks_complete(tmp_path: Path) -> None:

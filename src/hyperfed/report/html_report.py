@@ -8,7 +8,7 @@ import numpy as np
 
 from hyperfed.core import UserError
 from hyperfed.core.files import write_text
-from hyperfed.report.comparison import KINDS, comparison, distinct, played, write_tables
+from hyperfed.report.comparison import KINDS, comparison, distinct, played, published, write_tables
 from hyperfed.report.html import Block, Caution, Legend, Section, Table, build_page
 from hyperfed.report.html_charts import (
     WORST,
@@ -227,7 +227,6 @@ def report(
     out: Path,
     *,
     title: str = "HyperFed report",
-    reference: Mapping[str, float] | None = None,
     figures: Path | None = None,
     tables: Path | None = None,
 ) -> tuple[list[Path], list[str]]:
@@ -237,7 +236,7 @@ def report(
     lead: list[Block] = []
     if damaged:
         lead.append(Caution(f"{len(damaged)} of {len(damaged) + len(runs)} files could not be read and are left out. {' '.join(damaged)}"))
-    page = build_page(title, [section_of(name, groups, reference) for name, groups in sections.items()], lead)
+    page = build_page(title, [section_of(name, groups, published(groups)) for name, groups in sections.items()], lead)
     written = [out]
     try:
         write_text(out, page)
@@ -245,7 +244,7 @@ def report(
             written += write_figures(sections, figures)
         if tables:
             for name, groups in sections.items():
-                written += write_tables(groups, reference, tables / _name(name, len(sections) > 1, "comparison"), name)
+                written += write_tables(groups, published(groups), tables / _name(name, len(sections) > 1, "comparison"), name)
     except OSError as problem:
         raise UserError(f"the report could not be written: {problem.filename}: {problem.strerror}.") from problem
     return written, damaged
