@@ -103,6 +103,17 @@ def test_methods_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert labels == [f"FedAvg (optim.lr {runs[0].config['optim']['lr']})", "FedAvg (optim.lr 0.5)"]
 
 
+def test_versions_are_not_mixed_in_one_table(tmp_path: Path) -> None:
+    """Refused as seeds of one method and as methods of one table; on other data they may differ."""
+    old, new = made(tmp_path, 1, [7, 9]), made(tmp_path, 2, [7, 9])
+    new.facts["versions"]["hyperfed"] = "1"
+    kept = [keep(run, tmp_path / "kept") for run in (old, new)]
+    with pytest.raises(UserError, match=r"^results of different versions.* run1.json with 0 and run2.json with 1; repeat one of them\.$"):
+        report(kept, tmp_path / "a.html")
+    new.config["partition"] = {"name": "iid"}
+    report([kept[0], keep(new, tmp_path / "kept")], tmp_path / "a.html")
+
+
 def test_other_data_is_another_section(tmp_path: Path) -> None:
     runs = [made(tmp_path, 1, [7, 9]), made(tmp_path, 1, [7, 9], "partition=iid"), made(tmp_path, 2, [7, 9])]
     assert [len(groups[0].runs) for groups in settings(runs).values()] == [2, 1]
