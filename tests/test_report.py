@@ -97,6 +97,12 @@ def test_an_unfinished_run_never_looks_complete(tmp_path: Path) -> None:
     assert "Unfinished, so no final result: FedAvg, seed 1: 3 of 9 rounds." in page and "<td>3 of 9</td>" in page
 
 
+def test_runs_of_unequal_length_are_compared_where_all_of_them_are(tmp_path: Path) -> None:
+    """Accuracy, bytes and CPU seconds after round 2, the last that both have; 60 % is the mean of 40 % and 80 %."""
+    row = measures(Group("FedAvg", (made(tmp_path, 1, [7, 9], rounds=4), made(tmp_path, 2, [7, 9], rounds=2))))
+    assert (row["before"], row["bytes_total"], row["cpu_seconds"]) == pytest.approx((60, 2000, 2))
+
+
 def test_methods_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [made(tmp_path, 1, [7, 9]), made(tmp_path, 1, [7, 9], "optim.lr=0.5")]
     labels = [g.label for g in distinct(group_by_seed(runs))]

@@ -35,7 +35,8 @@ HEADINGS = {
 }
 NOTE = (
     "Accuracy of all clients' personalised models on their own test data, before and after fine-tuning: mean and 10th percentile over "
-    "clients, unweighted; ± is the standard deviation over seeds. Elements: trained parameters up + down of one client in one round."
+    "clients, unweighted; ± is the standard deviation over seeds. Elements: trained parameters up + down of one client in one round. "
+    "Accuracy, bytes in all and CPU s are those of the last round that all seeds have evaluated."
 )
 AGAINST = ("weighted", "paper", "difference")
 PAPER_NOTE = (
@@ -76,7 +77,7 @@ def played(runs: Sequence[RunFiles]) -> str:
 
 
 def measures(group: Group, reference: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """One row as numbers, accuracies in % at the last round that all seeds have evaluated; None where there is no value."""
+    """One row as numbers: accuracies in %, bytes and CPU seconds at the last round that all seeds have evaluated; None without a value."""
     out: dict[str, Any] = {"method": group.label}
     shown = [(name, kind, value) for kind in KINDS for name, value in ((kind, "mean"), (f"{kind}_p10", "p10"))]
     for name, kind, value in (*shown, ("weighted", "after", "weighted")):
@@ -88,9 +89,11 @@ def measures(group: Group, reference: Mapping[str, float] | None = None) -> dict
     def mean(values: Sequence[float]) -> float:
         return float(np.mean(values))
 
-    runs = group.runs
+    runs, (rounds, _) = group.runs, group.curve("before")
     out |= {"elements": mean([r.per_round.trainable for r in runs]), "bytes_per_round": mean([r.per_round.bytes for r in runs])}
-    out |= {"bytes_total": mean([r.last["bytes"] for r in runs]), "cpu_seconds": mean([r.last["cpu_seconds"] for r in runs])}
+    ends = [e for r in runs for e in r.evaluations if rounds and e["round"] == rounds[-1]]
+    for name, of in (("bytes_total", "bytes"), ("cpu_seconds", "cpu_seconds")):
+        out[name] = mean([e[of] for e in ends]) if ends else None
     return out | {"rounds": played(runs), "seeds": len(runs)}
 
 
