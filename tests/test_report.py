@@ -192,6 +192,21 @@ def test_the_page_of_kept_runs(kept: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.html").read_text() == page
 
 
+def test_trials_and_failures_are_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run measured on validation data is left out and counted, and shown where there is nothing else; a failure's note is no run."""
+    result, trial = made(tmp_path, 1, [7, 9]), made(tmp_path, 2, [7, 9], "data.validation=0.2")
+    kept = [keep(run, tmp_path / "kept") for run in (result, trial)]
+    (tmp_path / "kept/fedavg.failed.json").write_text('{"identity": "1", "message": "diverged"}')
+    pages = []
+    for given in (tmp_path / "kept", kept[0], kept[1]):
+        assert main(["report", str(given), "-o", str(tmp_path / "a.html")]) == 0
+        pages.append((tmp_path / "a.html").read_text())
+    assert capsys.readouterr().err == "" and not any("could not be read" in page for page in pages)
+    assert "Left out: 1 trial (data.validation is set" in pages[0] and "1 run of 1 method: FedAvg. Seeds 1;" in pages[0]
+    assert "data.validation is set" not in pages[1] and "Seeds 1;" in pages[1]
+    assert "No results: all there is are 1 trial (data.validation is set" in pages[2] and "Seeds 2;" in pages[2]
+
+
 def test_names_cannot_become_markup(kept: Path, tmp_path: Path) -> None:
     run = load([next(kept.glob("*fedper*"))])[0][0]
     run.config["run"]["name"] = "</script><b>x"

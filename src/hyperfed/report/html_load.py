@@ -18,6 +18,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
+FAILED = ".failed.json"  # beside kept runs: what a run died of
+
+
 class Summary(TypedDict):
     """Accuracy of all clients, see ``Evaluation.summary``."""
 
@@ -37,14 +40,15 @@ class Evaluated(TypedDict):
 
 
 def found(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """Every run named, and those within a folder that is not a run itself. A path that does not exist is refused."""
+    """Every run named, and those within a folder that is not a run itself, failed ones aside. A path that does not exist is refused."""
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"run {str(path)!r} does not exist: give run folders, kept runs (.json), or folders of them.")
         if path.is_file() or (path / "config.json").exists():
             yield path
             continue
-        inside = sorted(p for p in path.iterdir() if p.suffix == ".json" or (p / "config.json").exists())
+        kept = (p for p in path.iterdir() if p.suffix == ".json" and not p.name.endswith(FAILED))
+        inside = sorted([*kept, *(p for p in path.iterdir() if (p / "config.json").exists())])
         if not inside:
             raise UserError(f"{str(path)!r} holds no run: neither a config.json of its own nor runs within.")
         yield from inside
@@ -86,3 +90,15 @@ def load(paths: Sequence[str | Path]) -> tuple[list[RunFiles], list[str]]:
     if not runs:
         raise UserError(f"none of the {len(damaged)} runs could be read; the first: {damaged[0]}")
     return runs, damaged
+
+
+def without_trials(runs: Sequence[RunFiles]) -> tuple[list[RunFiles], str]:
+    """The runs measured on test data, and a sentence on those that are not; where there are no others, these are all there is to show."""
+    results = [run for run in runs if run.config["data"].get("validation") is None]
+    trials = len(runs) - len(results)
+    if not trials:
+        return results, ""
+    what = f"{trials} trial{'s' * (trials > 1)} (data.validation is set: accuracy on a part of the training data, not on test data)"
+    if not results:
+        return list(runs), f"No results: all there is are {what}."
+    return results, f"Left out: {what}; give {'them' if trials > 1 else 'it'} alone to see {'them' if trials > 1 else 'it'}."

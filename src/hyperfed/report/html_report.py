@@ -22,7 +22,7 @@ from hyperfed.report.html_charts import (
     ranked,
     similarity_chart,
 )
-from hyperfed.report.html_load import load
+from hyperfed.report.html_load import load, without_trials
 from hyperfed.report.labels import plot_label_distribution
 from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.runs import RunFiles
@@ -239,12 +239,15 @@ def report(
 ) -> tuple[list[Path], list[str]]:
     """Write the page (and figures, tables) of ``paths``; returns what was written and a sentence for each run left out."""
     runs, damaged = load(paths)
-    sections = settings(runs)
+    results, trials = without_trials(runs)
+    sections = settings(results)
     for groups in sections.values():
         refuse_mixed_versions(groups)
     lead: list[Block] = []
     if damaged:
         lead.append(Caution(f"{len(damaged)} of {len(damaged) + len(runs)} files could not be read and are left out. {' '.join(damaged)}"))
+    if trials:
+        lead.append(Caution(trials))
     page = build_page(title, [section_of(name, groups, published(groups)) for name, groups in sections.items()], lead)
     written = [out]
     try:
