@@ -79,8 +79,10 @@ def test_learning_rates_are_chosen_on_a_validation_part_and_recorded(tmp_path: P
     for rate, accuracy in zip(TRIED["mini"], (0.3, 0.6), strict=True):
         trial = replace(trials[0], rate=rate)
         config = trial.composed()
-        line = {"round": config["rounds"], "before": {"mean": 0.1}, "after": {"weighted": accuracy}}
-        run = {"facts": {"identity": trial.identity}, "config": config, "per_round": {}, "evaluations": [line]}
+        before, after = ({"weighted": share, "mean": 0.1, "p10": 0.0} for share in (0.1, accuracy))
+        line = {"round": config["rounds"], "before": before, "after": after, "bytes": 0, "cpu_seconds": 0.0}
+        facts = {"identity": trial.identity, "versions": {"hyperfed": "0"}}
+        run = {"facts": facts, "config": config, "per_round": {}, "evaluations": [line]}
         store.path(trial).parent.mkdir(exist_ok=True)
         store.path(trial).write_text(json.dumps(run))
     chosen = Store(tmp_path).choose(cell)

@@ -1,12 +1,10 @@
 """What a report says of runs: numbers with a known answer, files that are damaged, and what a page is made of."""
 
 import csv
-import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,35 +12,18 @@ import pytest
 from PIL import Image as Picture
 
 from hyperfed.cli import main
-from hyperfed.core import Traffic, UserError
+from hyperfed.core import UserError
 from hyperfed.evidence import paper
 from hyperfed.report.comparison import comparison, distinct, latex, measures, played, published, write_tables
 from hyperfed.report.html import Image, Section, Table, build_page
 from hyperfed.report.html_charts import each_client, ranked
 from hyperfed.report.html_load import load
 from hyperfed.report.html_report import report, section_of, settings
-from hyperfed.report.runs import Detail, RunFiles, keep
+from hyperfed.report.runs import RunFiles, keep
 from hyperfed.report.seeds import Group, group_by_seed
 from hyperfed.report.similarity import group_of_clients, separation
+from made_runs import made
 from runs import composed, small_run
-
-
-def made(tmp_path: Path, seed: int, right: list[int], *overrides: str, rounds: int = 3, **more: Any) -> RunFiles:
-    """A run whose clients of 10 test samples each gave ``right`` right answers before fine-tuning and one more after it."""
-    config = composed(tmp_path / f"s{seed}", f"seed={seed}", f"num_clients={len(right)}", *overrides)
-    each = np.array(right) / 10
-
-    def summary(a: np.ndarray) -> dict[str, float]:
-        return {"weighted": a.mean(), "mean": a.mean(), "std": a.std(), "p10": float(np.percentile(a, 10)), "worst": a.min()}
-
-    lines = [
-        {"round": r, "before": summary(each * r / rounds), "after": summary(each + 0.1), "bytes": 1000 * r, "cpu_seconds": 1.0 * r}
-        for r in range(rounds + 1)
-    ]
-    clients = {"tests": [10] * len(right), "before": right, "after": [n + 1 for n in right]}
-    facts = {"identity": f"{seed:016x}", "versions": {"hyperfed": "0"}, "hardware": {}}
-    detail = Detail(clients=clients, roles={"body": 8, "head": 2}, **more)
-    return RunFiles(tmp_path / f"run{seed}", config, lines, Traffic(10, 0, 0, 40), facts, detail)
 
 
 @pytest.fixture(scope="module")
@@ -224,38 +205,6 @@ def test_figures_are_written_twice(kept: Path, tmp_path: Path) -> None:
         with Picture.open(figures / f"{name}.png") as picture:
             assert picture.width > 600
     assert {p.name for p in tables.iterdir()} == {"comparison.md", "comparison.tex", "comparison.csv"}
-
-
-def damage(path: Path, kind: str) -> None:
-    text = path.read_text()
-    kept_run = json.loads(text)
-    if kind == "torn":
-        path.write_text(text[: len(text) // 2])
-        return
-    if kind == "nan":
-        kept_run["evaluations"][-1]["before"]["mean"] = float("nan")
-    elif kind == "clients":
-        kept_run["detail"]["clients"]["before"].pop()
-    elif kind == "more right than asked":
-        kept_run["detail"]["clients"]["before"][0] = 10**6
-    elif kind == "text":
-        kept_run["detail"]["label_counts"] = "none"
-    else:
-        kept_run["evaluations"] = []
-    path.write_text(json.dumps(kept_run))
-
-
-@pytest.mark.parametrize("kind", ["torn", "nan", "clients", "more right than asked", "text", "empty"])
-def test_a_damaged_run_is_named_left_out_and_counted(kind: str, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [tmp_path / path.name for path in sorted(kept.iterdir())]
-    for path in paths:
-        path.write_bytes((kept / path.name).read_bytes())
-    damage(paths[0], kind)
-    assert main(["report", *map(str, paths), "-o", str(tmp_path / "a.html")]) == 0
-    assert re.search(rf"left out: .*{paths[0].name}", capsys.readouterr().err)
-    assert "1 of 2 files could not be read and are left out." in (tmp_path / "a.html").read_text()
-    assert main(["report", str(paths[0]), "-o", str(tmp_path / "none.html")]) == 2
-    assert "none of the 1 runs could be read" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
 
 
 def test_mistakes_are_one_sentence(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,12 +100,21 @@ def keep(run: RunFiles, folder: Path) -> Path:
 
 
 def _read_kept(path: Path) -> RunFiles:
+    from hyperfed.report.html_load import check, reason  # which reads runs by this module
+
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        detail = Detail(**kept.get("detail", {}))
-        return RunFiles(path, kept["config"], kept["evaluations"], Traffic(**kept["per_round"]), kept["facts"], detail)
+        if not isinstance(kept, dict):
+            raise ValueError("it holds no configuration and no evaluations")
+        for name, known in (("per_round", Traffic._fields), ("detail", Detail.__dataclass_fields__)):
+            part = kept[name] if name == "per_round" else kept.setdefault(name, {})
+            if not isinstance(part, dict) or not part.keys() <= set(known):
+                raise ValueError(f"{name} holds something else than {', '.join(known)}")
+        run = RunFiles(path, kept["config"], kept["evaluations"], Traffic(**kept["per_round"]), kept["facts"], Detail(**kept["detail"]))
+        check(run)
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"{str(path)!r} is not a kept run: {type(problem).__name__} {problem}.") from None
+        raise UserError(f"{str(path)!r} is not a kept run: {reason(problem)}.") from None
+    return run
 
 
 def read_run(folder: str | Path) -> RunFiles:
