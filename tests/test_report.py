@@ -37,13 +37,16 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_mean_spread_and_difference_to_the_paper(tmp_path: Path) -> None:
-    """After fine-tuning (8 + 10 + 6) / 30 = 80 % and 90 %: 85 ± 5, 3 points below a paper's 88; p10 of 60, 80, 100 is 64."""
+    """After fine-tuning (8 + 10 + 6) / 30 = 80 % and 90 %: 85 ± 7.1, 3 points below a paper's 88; p10 of 60, 80, 100 is 64."""
     group = Group("FedAvg", (made(tmp_path, 1, [7, 9, 5]), made(tmp_path, 2, [8, 8, 8])))
     row = measures(group, {"FedAvg": 88.0})
-    assert row["after"] == pytest.approx(85) and row["after_std"] == pytest.approx(5) and row["difference"] == pytest.approx(-3)
+    assert row["after"] == pytest.approx(85) and row["after_std"] == pytest.approx(50**0.5) and row["difference"] == pytest.approx(-3)
     assert row["after_p10"] == pytest.approx((64 + 90) / 2) and row["bytes_total"] == 3000 and row["rounds"] == "3"
     columns, [cells], note = comparison([group], {"FedAvg": 88.0})
-    assert cells[columns.index("after: mean %")] == "85.0 ± 5.0" and cells[columns.index("minus paper, weighted")] == "-3.0"
+    assert cells[columns.index("after: mean %")] == "85.0 ± 7.1" and cells[columns.index("minus paper, weighted")] == "-3.0"
+    assert group.final("after") == "85.0 ± 7.1" and "sample standard deviation" in note
+    alone = replace(group, runs=group.runs[:1])
+    assert alone.final("after") == "80.0" and measures(alone)["after_std"] is None and comparison([alone])[1][0][3] == "80.0"
     assert "minus the paper's figure" in note and "paper %" not in comparison([group])[0]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from hyperfed.core.files import write_text
 from hyperfed.evidence import paper
 from hyperfed.report.runs import RunFiles
-from hyperfed.report.seeds import Group
+from hyperfed.report.seeds import Group, deviation, mean_and_spread
 from hyperfed.report.tables import human_bytes
 from hyperfed.run.config import identity
 
@@ -35,7 +35,7 @@ HEADINGS = {
 }
 NOTE = (
     "Accuracy of all clients' personalised models on their own test data, before and after fine-tuning: mean and 10th percentile over "
-    "clients, unweighted; ± is the standard deviation over seeds. Elements: trained parameters up + down of one client in one round. "
+    "clients, unweighted; ± is the sample standard deviation over seeds. Elements: trained parameters up + down of one client in a round. "
     "Accuracy, bytes in all and CPU s are those of the last round that all seeds have evaluated."
 )
 AGAINST = ("weighted", "paper", "difference")
@@ -82,7 +82,7 @@ def measures(group: Group, reference: Mapping[str, float] | None = None) -> dict
     shown = [(name, kind, value) for kind in KINDS for name, value in ((kind, "mean"), (f"{kind}_p10", "p10"))]
     for name, kind, value in (*shown, ("weighted", "after", "weighted")):
         _, y = group.curve(kind, value)
-        out |= {name: float(y[:, -1].mean()), f"{name}_std": float(y[:, -1].std())} if y.size else {name: None, f"{name}_std": None}
+        out |= {name: float(y[:, -1].mean()) if y.size else None, f"{name}_std": deviation(y[:, -1]) if y.size else None}
     theirs, ours = (reference or {}).get(group.runs[0].label), out["weighted"]
     out |= {"paper": theirs, "difference": None if theirs is None or ours is None else ours - theirs}
 
@@ -97,13 +97,13 @@ def measures(group: Group, reference: Mapping[str, float] | None = None) -> dict
     return out | {"rounds": played(runs), "seeds": len(runs)}
 
 
-def cell(row: Mapping[str, Any], name: str, seeds: int) -> str:
-    """One number as text; accuracies with their spread over ``seeds``."""
+def cell(row: Mapping[str, Any], name: str) -> str:
+    """One number as text; accuracies with their spread over seeds."""
     value = row[name]
     if value is None:
         return "-"
     if f"{name}_std" in row:
-        return f"{value:.1f}" + (f" ± {row[f'{name}_std']:.1f}" if seeds > 1 else "")
+        return mean_and_spread(value, row[f"{name}_std"])
     if name in ("bytes_per_round", "bytes_total"):
         return human_bytes(value)
     forms = {"paper": "{:.2f}", "difference": "{:+.1f}", "elements": "{:,.0f}", "cpu_seconds": "{:,.1f}"}
@@ -115,7 +115,7 @@ def comparison(groups: Sequence[Group], reference: Mapping[str, float] | None = 
     rows = [measures(g, reference) for g in groups]
     against = any(row["paper"] is not None for row in rows)
     names = [n for n in HEADINGS if against or n not in AGAINST]
-    cells = [[cell(row, n, row["seeds"]) for n in names] for row in rows]
+    cells = [[cell(row, n) for n in names] for row in rows]
     return [HEADINGS[n] for n in names], cells, NOTE + (PAPER_NOTE if against else "")
 
 
