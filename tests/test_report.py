@@ -212,15 +212,22 @@ def test_figures_are_written_twice(kept: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_one_sentence(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bare").mkdir()
+    (tmp_path / "afile").write_text("x")
     for runs, sentence in (
         (["nowhere"], r"run 'nowhere' does not exist: give run folders, kept runs \(\.json\), or folders of them\."),
         ([str(tmp_path / "bare")], r"holds no run"),
+        ([str(tmp_path / "afile")], r"'\S+/afile' is neither a run's folder nor a kept run \(\.json\)\."),
         ([str(kept), str(kept)], r"repeats seed \d+ of \w+: one run per seed"),
     ):
         assert main(["report", *runs, "-o", str(tmp_path / "a.html")]) == 2
         assert re.fullmatch(rf"hyperfed: .*{sentence}.*\n", capsys.readouterr().err)
-    assert main(["report", str(kept), "-o", str(tmp_path / "bare")]) == 2
-    assert "the report could not be written: " in capsys.readouterr().err
+    for option in ("-o", "--figures", "--tables"):
+        given = tmp_path / ("bare" if option == "-o" else "afile")
+        assert main(["report", str(kept), "-o", str(tmp_path / "a.html"), option, str(given)]) == 2
+        assert re.fullmatch(
+            rf"hyperfed: the report could not be written: '{given}': (Is a|Not a) directory\.\n|.*'{given}': File exists\.\n",
+            capsys.readouterr().err,
+        )
 
 
 def test_a_page_without_charts_is_small_and_holds_its_images(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """``hyperfed report``: runs as one page, and as figures and tables for a paper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,15 @@ def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list
     return paths
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A file that cannot be written is told by ``path``, as the user gave it: the temporary file beside it means nothing to a reader."""
+    try:
+        yield
+    except OSError as problem:
+        raise UserError(f"the report could not be written: {str(path)!r}: {problem.strerror or problem}.") from problem
+
+
 def report(
     paths: Sequence[str | Path],
     out: Path,
@@ -249,14 +259,15 @@ def report(
     if trials:
         lead.append(Caution(trials))
     page = build_page(title, [section_of(name, groups, published(groups)) for name, groups in sections.items()], lead)
-    written = [out]
-    try:
+    with writing(out):
         write_text(out, page)
-        if figures:
+    written = [out]
+    if figures:
+        with writing(figures):
             written += write_figures(sections, figures)
-        if tables:
+    if tables:
+        with writing(tables):
             for name, groups in sections.items():
-                written += write_tables(groups, published(groups), tables / _name(name, len(sections) > 1, "comparison"), name)
-    except OSError as problem:
-        raise UserError(f"the report could not be written: {problem.filename}: {problem.strerror}.") from problem
+                stem = tables / _name(name, len(sections) > 1, "comparison")
+                written += write_tables(groups, published(groups), stem, name)
     return written, damaged

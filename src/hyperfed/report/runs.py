@@ -120,8 +120,10 @@ def _read_kept(path: Path) -> RunFiles:
 def read_run(folder: str | Path) -> RunFiles:
     """Read a run's folder (a torn last line is left out) or the JSON file :func:`keep` made of it."""
     folder = Path(folder)
-    if folder.suffix == ".json":
+    if folder.suffix == ".json" and not folder.is_dir():
         return _read_kept(folder)
+    if folder.is_file():
+        raise UserError(f"{str(folder)!r} is neither a run's folder nor a kept run (.json).")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
