@@ -70,7 +70,8 @@ def test_the_papers_figure_beside_accuracy_weighted_by_test_samples(tmp_path: Pa
     keep(run(), tmp_path / "kept")
     report([tmp_path / "kept"], tmp_path / "a.html", tables=tmp_path / "t")
     page = (tmp_path / "a.html").read_text()
-    assert "minus paper, weighted</th>" in page and f"<td>{dirichlet:.2f}</td>" in page and "may differ from that of these runs" in page
+    said = ("Beside Table 2", "minus paper, weighted</th>", f"<td>{dirichlet:.2f}</td>", "may differ from that of these runs")
+    assert all(text in page for text in said)
     assert "minus paper, weighted" in (tmp_path / "t/comparison.md").read_text()
 
 
@@ -102,6 +103,17 @@ def test_versions_are_not_mixed_in_one_table(tmp_path: Path) -> None:
         report(kept, tmp_path / "a.html")
     new.config["partition"] = {"name": "iid"}
     report([kept[0], keep(new, tmp_path / "kept")], tmp_path / "a.html")
+
+
+def test_settings_that_differ_are_told_by_value(tmp_path: Path) -> None:
+    """Only methods that have a setting stand beside it, so the table is as wide for many methods as for two."""
+    methods = {"FedAvg": "fedavg", "FedProx": "fedprox", "FedRep": "fedrep"}
+    groups = [Group(label, (made(tmp_path, 1, [7, 9], f"method={name}"),)) for label, name in methods.items()]
+    tables = [b for s in section_of("digits", groups).blocks if isinstance(s, Section) for b in s.blocks if isinstance(b, Table)]
+    [table] = [t for t in tables if t.caption == "Settings in which the methods differ"]
+    assert all(len(row) == 3 and row[1] for row in table.rows)
+    mu = groups[1].runs[0].config["method"]["mu"]
+    assert ["method.mu", f"{mu}", "FedProx"] in table.rows and ["method.name", "fedavg", "FedAvg"] in table.rows
 
 
 def test_other_data_is_another_section(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ NOTE = (
 )
 AGAINST = ("weighted", "paper", "difference")
 PAPER_NOTE = (
-    " Weighted: after fine-tuning, every test sample counts the same, as in Table 2 of the HyperFedNet paper; minus paper: that minus the "
+    "Weighted: after fine-tuning, every test sample counts the same, as in Table 2 of the HyperFedNet paper; minus paper: that minus the "
     "paper's figure, in percentage points. The paper's scale (100 clients, the networks of its Table 1, 90 or 150 rounds, all of the data) "
     "may differ from that of these runs."
 )
@@ -110,13 +110,25 @@ def cell(row: Mapping[str, Any], name: str) -> str:
     return forms.get(name, "{}").format(value)
 
 
-def comparison(groups: Sequence[Group], reference: Mapping[str, float] | None = None) -> tuple[list[str], list[list[str]], str]:
+Cells = tuple[list[str], list[list[str]], str]
+
+
+def comparison(groups: Sequence[Group], reference: Mapping[str, float] | None = None) -> Cells:
     """Headings, rows of cells and the note below; the columns of the paper's figures only where ``reference`` has some."""
     rows = [measures(g, reference) for g in groups]
     against = any(row["paper"] is not None for row in rows)
     names = [n for n in HEADINGS if against or n not in AGAINST]
-    cells = [[cell(row, n) for n in names] for row in rows]
-    return [HEADINGS[n] for n in names], cells, NOTE + (PAPER_NOTE if against else "")
+    return _cells(rows, names, NOTE + (f" {PAPER_NOTE}" if against else ""))
+
+
+def beside_paper(groups: Sequence[Group], reference: Mapping[str, float]) -> Cells:
+    """The paper's figures alone, as a table narrow enough for paper: those methods of which there is one."""
+    rows = [measures(g, reference) for g in groups]
+    return _cells([row for row in rows if row["paper"] is not None], ["method", *AGAINST, "rounds", "seeds"], PAPER_NOTE)
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], names: Sequence[str], note: str) -> Cells:
+    return [HEADINGS[n] for n in names], [[cell(row, n) for n in names] for row in rows], note
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

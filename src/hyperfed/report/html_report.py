@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from hyperfed.core import UserError
 from hyperfed.core.files import write_text
-from hyperfed.report.comparison import KINDS, comparison, distinct, played, published, write_tables
+from hyperfed.report.comparison import KINDS, beside_paper, comparison, distinct, played, published, write_tables
 from hyperfed.report.html import Block, Caution, Legend, Section, Table, build_page
 from hyperfed.report.html_charts import (
     WORST,
@@ -62,7 +63,7 @@ def kind_of(groups: Sequence[Group]) -> str:
     return "after" if min(points) > 1 else "both" if max(points) else ""
 
 
-def section_of(name: str, groups: Sequence[Group], reference: Mapping[str, float] | None = None) -> Section:
+def section_of(name: str, groups: Sequence[Group], reference: Mapping[str, float] = MappingProxyType({})) -> Section:
     """All there is to see of one setting. ``reference``: the paper's accuracy in % by method's name."""
     runs = [run for g in groups for run in g.runs]
     blocks: list[Block] = [_what(groups)]
@@ -70,8 +71,10 @@ def section_of(name: str, groups: Sequence[Group], reference: Mapping[str, float
     if unfinished:
         blocks.append(Caution(f"Unfinished, so no final result: {'; '.join(unfinished)}."))
     blocks.append(Legend([g.label for g in groups], kind_of(groups)))
-    columns, rows, note = comparison(groups, reference)
-    blocks.append(Section("Comparison", [Table("Methods compared", columns, rows, note)]))
+    compared = [Table("Methods compared", *comparison(groups))]
+    if any(g.runs[0].label in reference for g in groups):
+        compared.append(Table("Beside Table 2 of the HyperFedNet paper", *beside_paper(groups, reference)))
+    blocks.append(Section("Comparison", compared))
     curves = [accuracy_chart(groups, over) for over in ("rounds", "bytes")]
     blocks.append(Section("Accuracy over rounds and payload", [*curves, _curve_table(groups)]))
     blocks.append(Section("Clients", _clients(groups)))
@@ -182,8 +185,14 @@ def _configuration(groups: Sequence[Group]) -> list[Block]:
     differing = [k for k in keys if any(c.get(k) != each[0].get(k) for c in each)]
     blocks: list[Block] = []
     if differing:
-        rows = [[k, *(f"{c.get(k, '-')}" for c in each)] for k in differing]
-        blocks.append(Table("Settings in which the methods differ", ["setting", *(g.label for g in groups)], rows))
+        rows = []
+        for k in differing:
+            users: dict[str, list[str]] = {}
+            for g, c in zip(groups, each, strict=True):
+                users.setdefault(f"{c[k]}" if k in c else "", []).append(g.label)
+            rows += [[k, value, ", ".join(labels)] for value, labels in users.items() if value]
+        note = "A method that is not named beside a setting does not have it."
+        blocks.append(Table("Settings in which the methods differ", ("setting", "value", "methods"), rows, note, text=True))
     same = [[k, f"{each[0][k]}"] for k in keys if k not in differing]
     blocks.append(Table("Settings they share", ("setting", "value"), same, folded=True))
     runs = []
