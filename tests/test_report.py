@@ -1,12 +1,10 @@
 """What a report says of runs: numbers with a known answer, files that are damaged, and what a page is made of."""
 
 import csv
-import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,34 +12,18 @@ import pytest
 from PIL import Image as Picture
 
 from hyperfed.cli import main
-from hyperfed.core import Traffic, UserError
-from hyperfed.report.comparison import comparison, distinct, latex, measures, played, write_tables
+from hyperfed.core import UserError
+from hyperfed.evidence import paper
+from hyperfed.report.comparison import comparison, distinct, latex, measures, played, published, write_tables
 from hyperfed.report.html import Image, Section, Table, build_page
 from hyperfed.report.html_charts import each_client, ranked
 from hyperfed.report.html_load import load
 from hyperfed.report.html_report import report, section_of, settings
-from hyperfed.report.runs import Detail, RunFiles, keep
+from hyperfed.report.runs import RunFiles, keep
 from hyperfed.report.seeds import Group, group_by_seed
 from hyperfed.report.similarity import group_of_clients, separation
+from made_runs import made
 from runs import composed, small_run
-
-
-def made(tmp_path: Path, seed: int, right: list[int], *overrides: str, rounds: int = 3, **more: Any) -> RunFiles:
-    """A run whose clients of 10 test samples each gave ``right`` right answers before fine-tuning and one more after it."""
-    config = composed(tmp_path / f"s{seed}", f"seed={seed}", f"num_clients={len(right)}", *overrides)
-    each = np.array(right) / 10
-
-    def summary(a: np.ndarray) -> dict[str, float]:
-        return {"weighted": a.mean(), "mean": a.mean(), "std": a.std(), "p10": float(np.percentile(a, 10)), "worst": a.min()}
-
-    lines = [
-        {"round": r, "before": summary(each * r / rounds), "after": summary(each + 0.1), "bytes": 1000 * r, "cpu_seconds": 1.0 * r}
-        for r in range(rounds + 1)
-    ]
-    clients = {"tests": [10] * len(right), "before": right, "after": [n + 1 for n in right]}
-    facts = {"identity": f"{seed:016x}", "versions": {"hyperfed": "0"}, "hardware": {}}
-    detail = Detail(clients=clients, roles={"body": 8, "head": 2}, **more)
-    return RunFiles(tmp_path / f"run{seed}", config, lines, Traffic(10, 0, 0, 40), facts, detail)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +37,42 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_mean_spread_and_difference_to_the_paper(tmp_path: Path) -> None:
-    """After fine-tuning (8 + 10 + 6) / 30 = 80 % and 90 %: 85 ± 5, 3 points below a paper's 88; p10 of 60, 80, 100 is 64."""
+    """After fine-tuning (8 + 10 + 6) / 30 = 80 % and 90 %: 85 ± 7.1, 3 points below a paper's 88; p10 of 60, 80, 100 is 64."""
     group = Group("FedAvg", (made(tmp_path, 1, [7, 9, 5]), made(tmp_path, 2, [8, 8, 8])))
     row = measures(group, {"FedAvg": 88.0})
-    assert row["after"] == pytest.approx(85) and row["after_std"] == pytest.approx(5) and row["difference"] == pytest.approx(-3)
+    assert row["after"] == pytest.approx(85) and row["after_std"] == pytest.approx(50**0.5) and row["difference"] == pytest.approx(-3)
     assert row["after_p10"] == pytest.approx((64 + 90) / 2) and row["bytes_total"] == 3000 and row["rounds"] == "3"
     columns, [cells], note = comparison([group], {"FedAvg": 88.0})
-    assert cells[columns.index("after: mean %")] == "85.0 ± 5.0" and cells[columns.index("minus paper")] == "-3.0"
+    assert cells[columns.index("after: mean %")] == "85.0 ± 7.1" and cells[columns.index("minus paper, weighted")] == "-3.0"
+    assert group.final("after") == "85.0 ± 7.1" and "sample standard deviation" in note
+    alone = replace(group, runs=group.runs[:1])
+    assert alone.final("after") == "80.0" and measures(alone)["after_std"] is None and comparison([alone])[1][0][3] == "80.0"
     assert "minus the paper's figure" in note and "paper %" not in comparison([group])[0]
+
+
+def test_the_papers_figure_beside_accuracy_weighted_by_test_samples(tmp_path: Path) -> None:
+    """FedPer on CIFAR-10, IID and Dirichlet 0.5; no figure for other data, another partition, or a method over HFN; none without tuning."""
+
+    def run(*overrides: str) -> RunFiles:
+        return made(tmp_path, 1, [7, 9], "method=fedper", "dataset=cifar10", *overrides)
+
+    iid, dirichlet = (published([Group("FedPer", (run(p),))])["FedPer"] for p in ("partition=iid", "partition=dirichlet"))
+    assert (iid, dirichlet) == tuple(paper.accuracy("FedPer", "cifar10", split) for split in ("IID", "non-IID")) and iid != dirichlet
+    for other in (("partition.alpha=0.1",), ("partition=pathological",), ("dataset=digits",), ("hyper=hfn", "model=resnet")):
+        assert published([Group("x", (run(*other),))]) == {}
+    tuned, plain = run(), run()
+    tuned.last["after"]["weighted"] = 0.6
+    for e in plain.evaluations:
+        e["after"] = None
+    row = measures(Group("FedPer", (tuned,)), {"FedPer": 50.0})
+    assert row["after"] == pytest.approx(90) and row["weighted"] == pytest.approx(60) and row["difference"] == pytest.approx(10)
+    assert measures(Group("FedPer", (plain,)), {"FedPer": 50.0})["difference"] is None
+    keep(run(), tmp_path / "kept")
+    report([tmp_path / "kept"], tmp_path / "a.html", tables=tmp_path / "t")
+    page = (tmp_path / "a.html").read_text()
+    said = ("Beside Table 2", "minus paper, weighted</th>", f"<td>{dirichlet:.2f}</td>", "may differ from that of these runs")
+    assert all(text in page for text in said)
+    assert "minus paper, weighted" in (tmp_path / "t/comparison.md").read_text()
 
 
 def test_an_unfinished_run_never_looks_complete(tmp_path: Path) -> None:
@@ -72,10 +82,38 @@ def test_an_unfinished_run_never_looks_complete(tmp_path: Path) -> None:
     assert "Unfinished, so no final result: FedAvg, seed 1: 3 of 9 rounds." in page and "<td>3 of 9</td>" in page
 
 
+def test_runs_of_unequal_length_are_compared_where_all_of_them_are(tmp_path: Path) -> None:
+    """Accuracy, bytes and CPU seconds after round 2, the last that both have; 60 % is the mean of 40 % and 80 %."""
+    row = measures(Group("FedAvg", (made(tmp_path, 1, [7, 9], rounds=4), made(tmp_path, 2, [7, 9], rounds=2))))
+    assert (row["before"], row["bytes_total"], row["cpu_seconds"]) == pytest.approx((60, 2000, 2))
+
+
 def test_methods_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [made(tmp_path, 1, [7, 9]), made(tmp_path, 1, [7, 9], "optim.lr=0.5")]
     labels = [g.label for g in distinct(group_by_seed(runs))]
     assert labels == [f"FedAvg (optim.lr {runs[0].config['optim']['lr']})", "FedAvg (optim.lr 0.5)"]
+
+
+def test_versions_are_not_mixed_in_one_table(tmp_path: Path) -> None:
+    """Refused as seeds of one method and as methods of one table; on other data they may differ."""
+    old, new = made(tmp_path, 1, [7, 9]), made(tmp_path, 2, [7, 9])
+    new.facts["versions"]["hyperfed"] = "1"
+    kept = [keep(run, tmp_path / "kept") for run in (old, new)]
+    with pytest.raises(UserError, match=r"^results of different versions.* run1.json with 0 and run2.json with 1; repeat one of them\.$"):
+        report(kept, tmp_path / "a.html")
+    new.config["partition"] = {"name": "iid"}
+    report([kept[0], keep(new, tmp_path / "kept")], tmp_path / "a.html")
+
+
+def test_settings_that_differ_are_told_by_value(tmp_path: Path) -> None:
+    """Only methods that have a setting stand beside it, so the table is as wide for many methods as for two."""
+    methods = {"FedAvg": "fedavg", "FedProx": "fedprox", "FedRep": "fedrep"}
+    groups = [Group(label, (made(tmp_path, 1, [7, 9], f"method={name}"),)) for label, name in methods.items()]
+    tables = [b for s in section_of("digits", groups).blocks if isinstance(s, Section) for b in s.blocks if isinstance(b, Table)]
+    [table] = [t for t in tables if t.caption == "Settings in which the methods differ"]
+    assert all(len(row) == 3 and row[1] for row in table.rows)
+    mu = groups[1].runs[0].config["method"]["mu"]
+    assert ["method.mu", f"{mu}", "FedProx"] in table.rows and ["method.name", "fedavg", "FedAvg"] in table.rows
 
 
 def test_other_data_is_another_section(tmp_path: Path) -> None:
@@ -150,6 +188,21 @@ def test_the_page_of_kept_runs(kept: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.html").read_text() == page
 
 
+def test_trials_and_failures_are_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run measured on validation data is left out and counted, and shown where there is nothing else; a failure's note is no run."""
+    result, trial = made(tmp_path, 1, [7, 9]), made(tmp_path, 2, [7, 9], "data.validation=0.2")
+    kept = [keep(run, tmp_path / "kept") for run in (result, trial)]
+    (tmp_path / "kept/fedavg.failed.json").write_text('{"identity": "1", "message": "diverged"}')
+    pages = []
+    for given in (tmp_path / "kept", kept[0], kept[1]):
+        assert main(["report", str(given), "-o", str(tmp_path / "a.html")]) == 0
+        pages.append((tmp_path / "a.html").read_text())
+    assert capsys.readouterr().err == "" and not any("could not be read" in page for page in pages)
+    assert "Left out: 1 trial (data.validation is set" in pages[0] and "1 run of 1 method: FedAvg. Seeds 1;" in pages[0]
+    assert "data.validation is set" not in pages[1] and "Seeds 1;" in pages[1]
+    assert "No results: all there is are 1 trial (data.validation is set" in pages[2] and "Seeds 2;" in pages[2]
+
+
 def test_names_cannot_become_markup(kept: Path, tmp_path: Path) -> None:
     run = load([next(kept.glob("*fedper*"))])[0][0]
     run.config["run"]["name"] = "</script><b>x"
@@ -169,49 +222,24 @@ def test_figures_are_written_twice(kept: Path, tmp_path: Path) -> None:
     assert {p.name for p in tables.iterdir()} == {"comparison.md", "comparison.tex", "comparison.csv"}
 
 
-def damage(path: Path, kind: str) -> None:
-    text = path.read_text()
-    kept_run = json.loads(text)
-    if kind == "torn":
-        path.write_text(text[: len(text) // 2])
-        return
-    if kind == "nan":
-        kept_run["evaluations"][-1]["before"]["mean"] = float("nan")
-    elif kind == "clients":
-        kept_run["detail"]["clients"]["before"].pop()
-    elif kind == "more right than asked":
-        kept_run["detail"]["clients"]["before"][0] = 10**6
-    elif kind == "text":
-        kept_run["detail"]["label_counts"] = "none"
-    else:
-        kept_run["evaluations"] = []
-    path.write_text(json.dumps(kept_run))
-
-
-@pytest.mark.parametrize("kind", ["torn", "nan", "clients", "more right than asked", "text", "empty"])
-def test_a_damaged_run_is_named_left_out_and_counted(kind: str, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [tmp_path / path.name for path in sorted(kept.iterdir())]
-    for path in paths:
-        path.write_bytes((kept / path.name).read_bytes())
-    damage(paths[0], kind)
-    assert main(["report", *map(str, paths), "-o", str(tmp_path / "a.html")]) == 0
-    assert re.search(rf"left out: .*{paths[0].name}", capsys.readouterr().err)
-    assert "1 of 2 files could not be read and are left out." in (tmp_path / "a.html").read_text()
-    assert main(["report", str(paths[0]), "-o", str(tmp_path / "none.html")]) == 2
-    assert "none of the 1 runs could be read" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
-
-
 def test_mistakes_are_one_sentence(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bare").mkdir()
+    (tmp_path / "afile").write_text("x")
     for runs, sentence in (
         (["nowhere"], r"run 'nowhere' does not exist: give run folders, kept runs \(\.json\), or folders of them\."),
         ([str(tmp_path / "bare")], r"holds no run"),
+        ([str(tmp_path / "afile")], r"'\S+/afile' is neither a run's folder nor a kept run \(\.json\)\."),
         ([str(kept), str(kept)], r"repeats seed \d+ of \w+: one run per seed"),
     ):
         assert main(["report", *runs, "-o", str(tmp_path / "a.html")]) == 2
         assert re.fullmatch(rf"hyperfed: .*{sentence}.*\n", capsys.readouterr().err)
-    assert main(["report", str(kept), "-o", str(tmp_path / "bare")]) == 2
-    assert "the report could not be written: " in capsys.readouterr().err
+    for option in ("-o", "--figures", "--tables"):
+        given = tmp_path / ("bare" if option == "-o" else "afile")
+        assert main(["report", str(kept), "-o", str(tmp_path / "a.html"), option, str(given)]) == 2
+        assert re.fullmatch(
+            rf"hyperfed: the report could not be written: '{given}': (Is a|Not a) directory\.\n|.*'{given}': File exists\.\n",
+            capsys.readouterr().err,
+        )
 
 
 def test_a_page_without_charts_is_small_and_holds_its_images(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hyperfed.evidence.plans import TABLE2
 from hyperfed.report.html import Chart, Legend, Section, build_page
 from hyperfed.report.html_report import report
+from hyperfed.report.runs import keep
+from made_runs import made
 from runs import small_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -211,3 +214,25 @@ def test_print_fits_the_paper_and_is_light(browser: Any, html: Path) -> None:
     printed = page.evaluate("window.printed")
     assert printed and all(width <= 688 for width, _ in printed) and {ink for _, ink in printed} == {"rgb(29, 35, 41)"}
     assert page.evaluate("document.querySelector('.plot')._fullLayout.width") > 1000
+
+
+def test_tables_of_fourteen_methods_fit_the_paper(browser: Any, tmp_path: Path) -> None:
+    """A4 less its margins is 688 px wide; one table that is wider shrinks the whole page."""
+    for method in TABLE2.values():
+        for seed in (1, 2):
+            model = "model=resnet" if method == "hfn" else "model=mlp"
+            run = made(tmp_path, seed, [7, 9, 8, 5 + seed], f"method={method}", model, "dataset=cifar10")
+            keep(replace(run, folder=tmp_path / f"{method}{seed}"), tmp_path / "kept")
+    report([tmp_path / "kept"], tmp_path / "report.html")
+    page = opened(browser, tmp_path / "report.html", viewport={"width": 688, "height": 900}).page
+    page.emulate_media(media="print")
+    widths = page.evaluate("() => [...document.querySelectorAll('.wide table')].map((t) => t.scrollWidth)")
+    shown = [width for width in widths if width]
+    assert len(shown) >= 3 and max(shown) <= 688
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 1200, "height": 900})
+    settings = (
+        """() => [...document.querySelectorAll('.wide table')].find((t) => t.textContent.includes('Settings in which')).scrollWidth"""
+    )
+    assert page.evaluate(settings) <= 1120

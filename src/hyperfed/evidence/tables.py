@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from hyperfed.evidence import paper
@@ -12,6 +12,7 @@ from hyperfed.evidence.store import Store
 from hyperfed.evidence.sweep import rounds_done
 from hyperfed.report.html import Table
 from hyperfed.report.runs import RunFiles
+from hyperfed.report.seeds import deviation, mean_and_spread
 
 LEVELS = (10, 20, 30, 40, 50, 60, 70)
 ACCURACY = "Accuracy in % of all clients' personalised models after fine-tuning, weighted by test samples, at the last round."
@@ -53,7 +54,7 @@ class Entry:
 
 def spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation, ``62.1 ± 0.4``; of one value itself."""
-    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return mean_and_spread(fmean(values), deviation(values))
 
 
 def final(run: RunFiles) -> float:
@@ -105,7 +106,7 @@ def accuracy_rows(found: dict[Cell, Entry]) -> list[dict[str, Any]]:
                 "scale": cell.scale,
                 "settings": " ".join(cell.extra),
                 "accuracy": None if mean is None else round(mean, 2),
-                "std": round(stdev(entry.values), 2) if len(entry.runs) > 1 else None,
+                "std": None if (std := deviation(entry.values)) is None else round(std, 2),
                 "seeds": len(entry.runs),
                 "seeds_wanted": entry.wanted,
                 "paper": theirs,

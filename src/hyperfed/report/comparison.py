@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from hyperfed.core.files import write_text
+from hyperfed.evidence import paper
 from hyperfed.report.runs import RunFiles
-from hyperfed.report.seeds import Group
+from hyperfed.report.seeds import Group, deviation, mean_and_spread
 from hyperfed.report.tables import human_bytes
 from hyperfed.run.config import identity
 
@@ -22,8 +23,9 @@ HEADINGS = {
     "before_p10": "before: p10 %",
     "after": "after: mean %",
     "after_p10": "after: p10 %",
+    "weighted": "after: weighted %",
     "paper": "paper %",
-    "difference": "minus paper",
+    "difference": "minus paper, weighted",
     "elements": "elements / client, round",
     "bytes_per_round": "bytes / client, round",
     "bytes_total": "bytes in all",
@@ -33,9 +35,26 @@ HEADINGS = {
 }
 NOTE = (
     "Accuracy of all clients' personalised models on their own test data, before and after fine-tuning: mean and 10th percentile over "
-    "clients, unweighted; ± is the standard deviation over seeds. Elements: trained parameters up + down of one client in one round."
+    "clients, unweighted; ± is the sample standard deviation over seeds. Elements: trained parameters up + down of one client in a round. "
+    "Accuracy, bytes in all and CPU s are those of the last round that all seeds have evaluated."
 )
-PAPER_NOTE = " Minus paper: after fine-tuning (before it where there was none) minus the paper's figure, in percentage points."
+AGAINST = ("weighted", "paper", "difference")
+PAPER_NOTE = (
+    "Weighted: after fine-tuning, every test sample counts the same, as in Table 2 of the HyperFedNet paper; minus paper: that minus the "
+    "paper's figure, in percentage points. The paper's scale (100 clients, the networks of its Table 1, 90 or 150 rounds, all of the data) "
+    "may differ from that of these runs."
+)
+
+
+def published(groups: Sequence[Group]) -> dict[str, float]:
+    """Table 2's accuracy in % by method's name, for runs on its data sets and partitions (IID, Dirichlet 0.5); empty for any other."""
+    out: dict[str, float] = {}
+    for run in (g.runs[0] for g in groups):
+        partition = run.config["partition"]
+        split = {("iid", None): "IID", ("dirichlet", 0.5): "non-IID"}.get((partition["name"], partition.get("alpha")))
+        if split and (value := paper.accuracy(run.label, run.config["dataset"]["name"], split)) is not None:
+            out[run.label] = value
+    return out
 
 
 def distinct(groups: Sequence[Group]) -> list[Group]:
@@ -58,45 +77,58 @@ def played(runs: Sequence[RunFiles]) -> str:
 
 
 def measures(group: Group, reference: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """One row as numbers, accuracies in % at the last round that all seeds have evaluated; None where there is no value."""
+    """One row as numbers: accuracies in %, bytes and CPU seconds at the last round that all seeds have evaluated; None without a value."""
     out: dict[str, Any] = {"method": group.label}
-    for kind in KINDS:
-        for name, value in ((kind, "mean"), (f"{kind}_p10", "p10")):
-            _, y = group.curve(kind, value)
-            out |= {name: float(y[:, -1].mean()), f"{name}_std": float(y[:, -1].std())} if y.size else {name: None, f"{name}_std": None}
-    paper = (reference or {}).get(group.runs[0].label)
-    best = out["before"] if out["after"] is None else out["after"]
-    out |= {"paper": paper, "difference": None if paper is None or best is None else best - paper}
+    shown = [(name, kind, value) for kind in KINDS for name, value in ((kind, "mean"), (f"{kind}_p10", "p10"))]
+    for name, kind, value in (*shown, ("weighted", "after", "weighted")):
+        _, y = group.curve(kind, value)
+        out |= {name: float(y[:, -1].mean()) if y.size else None, f"{name}_std": deviation(y[:, -1]) if y.size else None}
+    theirs, ours = (reference or {}).get(group.runs[0].label), out["weighted"]
+    out |= {"paper": theirs, "difference": None if theirs is None or ours is None else ours - theirs}
 
     def mean(values: Sequence[float]) -> float:
         return float(np.mean(values))
 
-    runs = group.runs
+    runs, (rounds, _) = group.runs, group.curve("before")
     out |= {"elements": mean([r.per_round.trainable for r in runs]), "bytes_per_round": mean([r.per_round.bytes for r in runs])}
-    out |= {"bytes_total": mean([r.last["bytes"] for r in runs]), "cpu_seconds": mean([r.last["cpu_seconds"] for r in runs])}
+    ends = [e for r in runs for e in r.evaluations if rounds and e["round"] == rounds[-1]]
+    for name, of in (("bytes_total", "bytes"), ("cpu_seconds", "cpu_seconds")):
+        out[name] = mean([e[of] for e in ends]) if ends else None
     return out | {"rounds": played(runs), "seeds": len(runs)}
 
 
-def cell(row: Mapping[str, Any], name: str, seeds: int) -> str:
-    """One number as text; accuracies with their spread over ``seeds``."""
+def cell(row: Mapping[str, Any], name: str) -> str:
+    """One number as text; accuracies with their spread over seeds."""
     value = row[name]
     if value is None:
         return "-"
-    if name in ("before", "before_p10", "after", "after_p10"):
-        return f"{value:.1f}" + (f" ± {row[f'{name}_std']:.1f}" if seeds > 1 else "")
+    if f"{name}_std" in row:
+        return mean_and_spread(value, row[f"{name}_std"])
     if name in ("bytes_per_round", "bytes_total"):
         return human_bytes(value)
     forms = {"paper": "{:.2f}", "difference": "{:+.1f}", "elements": "{:,.0f}", "cpu_seconds": "{:,.1f}"}
     return forms.get(name, "{}").format(value)
 
 
-def comparison(groups: Sequence[Group], reference: Mapping[str, float] | None = None) -> tuple[list[str], list[list[str]], str]:
-    """Headings, rows of cells and the note below; the two columns of the paper's figures only where ``reference`` has some."""
+Cells = tuple[list[str], list[list[str]], str]
+
+
+def comparison(groups: Sequence[Group], reference: Mapping[str, float] | None = None) -> Cells:
+    """Headings, rows of cells and the note below; the columns of the paper's figures only where ``reference`` has some."""
     rows = [measures(g, reference) for g in groups]
     against = any(row["paper"] is not None for row in rows)
-    names = [n for n in HEADINGS if against or n not in ("paper", "difference")]
-    cells = [[cell(row, n, row["seeds"]) for n in names] for row in rows]
-    return [HEADINGS[n] for n in names], cells, NOTE + (PAPER_NOTE if against else "")
+    names = [n for n in HEADINGS if against or n not in AGAINST]
+    return _cells(rows, names, NOTE + (f" {PAPER_NOTE}" if against else ""))
+
+
+def beside_paper(groups: Sequence[Group], reference: Mapping[str, float]) -> Cells:
+    """The paper's figures alone, as a table narrow enough for paper: those methods of which there is one."""
+    rows = [measures(g, reference) for g in groups]
+    return _cells([row for row in rows if row["paper"] is not None], ["method", *AGAINST, "rounds", "seeds"], PAPER_NOTE)
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], names: Sequence[str], note: str) -> Cells:
+    return [HEADINGS[n] for n in names], [[cell(row, n) for n in names] for row in rows], note
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -29,13 +29,17 @@ class Caution:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; the first of a row names it, numbers are set flush right. ``folded``: shown when its caption is clicked."""
+    """Cells of text; the first of a row names it, numbers are set flush right. ``folded``: shown when its caption is clicked.
+
+    ``text``: the cells are lists of words, set flush left and broken into lines.
+    """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     folded: bool = False
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,10 @@ def _block(block: Block, level: int) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in table.columns)
-    rows = "".join(f'<tr><th scope="row">{escape(r[0])}</th>{"".join(f"<td>{_cell(c)}</td>" for c in r[1:])}</tr>\n' for r in table.rows)
+    style = ' style="text-align: left; white-space: normal"' if table.text else ""
+    head = "".join(f'<th scope="col"{style}>{escape(c)}</th>' for c in table.columns)
+    cells = ("".join(f"<td{style}>{_cell(c)}</td>" for c in r[1:]) for r in table.rows)
+    rows = "".join(f'<tr><th scope="row">{escape(r[0])}</th>{row}</tr>\n' for r, row in zip(table.rows, cells, strict=True))
     name = escape(table.caption)
     hidden = ' class="unseen"' if table.folded else ""
     grid = (

@@ -1,14 +1,16 @@
 """``hyperfed report``: runs as one page, and as figures and tables for a paper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from hyperfed.core import UserError
 from hyperfed.core.files import write_text
-from hyperfed.report.comparison import KINDS, comparison, distinct, played, write_tables
+from hyperfed.report.comparison import KINDS, beside_paper, comparison, distinct, played, published, write_tables
 from hyperfed.report.html import Block, Caution, Legend, Section, Table, build_page
 from hyperfed.report.html_charts import (
     WORST,
@@ -22,7 +24,7 @@ from hyperfed.report.html_charts import (
     ranked,
     similarity_chart,
 )
-from hyperfed.report.html_load import load
+from hyperfed.report.html_load import load, without_trials
 from hyperfed.report.labels import plot_label_distribution
 from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.runs import RunFiles
@@ -42,6 +44,13 @@ def settings(runs: Sequence[RunFiles]) -> dict[str, list[Group]]:
     return {name: distinct(groups) for name, groups in out.items()}
 
 
+def refuse_mixed_versions(groups: Sequence[Group]) -> None:
+    """Numbers of different versions are not put beside one another, as ``hyperfed reproduce`` has it, too."""
+    from hyperfed.evidence.store import Store  # it brings Hydra, which takes its time
+
+    Store(Path()).same_version([run for g in groups for run in g.runs])
+
+
 def local_of(groups: Sequence[Group]) -> Group | None:
     """The first group of clients that train alone, without a hypernetwork."""
     alone = (g for g in groups if g.runs[0].config["method"]["name"] == "local" and not g.runs[0].config.get("hypernet"))
@@ -54,7 +63,7 @@ def kind_of(groups: Sequence[Group]) -> str:
     return "after" if min(points) > 1 else "both" if max(points) else ""
 
 
-def section_of(name: str, groups: Sequence[Group], reference: Mapping[str, float] | None = None) -> Section:
+def section_of(name: str, groups: Sequence[Group], reference: Mapping[str, float] = MappingProxyType({})) -> Section:
     """All there is to see of one setting. ``reference``: the paper's accuracy in % by method's name."""
     runs = [run for g in groups for run in g.runs]
     blocks: list[Block] = [_what(groups)]
@@ -62,8 +71,10 @@ def section_of(name: str, groups: Sequence[Group], reference: Mapping[str, float
     if unfinished:
         blocks.append(Caution(f"Unfinished, so no final result: {'; '.join(unfinished)}."))
     blocks.append(Legend([g.label for g in groups], kind_of(groups)))
-    columns, rows, note = comparison(groups, reference)
-    blocks.append(Section("Comparison", [Table("Methods compared", columns, rows, note)]))
+    compared = [Table("Methods compared", *comparison(groups))]
+    if any(g.runs[0].label in reference for g in groups):
+        compared.append(Table("Beside Table 2 of the HyperFedNet paper", *beside_paper(groups, reference)))
+    blocks.append(Section("Comparison", compared))
     curves = [accuracy_chart(groups, over) for over in ("rounds", "bytes")]
     blocks.append(Section("Accuracy over rounds and payload", [*curves, _curve_table(groups)]))
     blocks.append(Section("Clients", _clients(groups)))
@@ -174,8 +185,14 @@ def _configuration(groups: Sequence[Group]) -> list[Block]:
     differing = [k for k in keys if any(c.get(k) != each[0].get(k) for c in each)]
     blocks: list[Block] = []
     if differing:
-        rows = [[k, *(f"{c.get(k, '-')}" for c in each)] for k in differing]
-        blocks.append(Table("Settings in which the methods differ", ["setting", *(g.label for g in groups)], rows))
+        rows = []
+        for k in differing:
+            users: dict[str, list[str]] = {}
+            for g, c in zip(groups, each, strict=True):
+                users.setdefault(f"{c[k]}" if k in c else "", []).append(g.label)
+            rows += [[k, value, ", ".join(labels)] for value, labels in users.items() if value]
+        note = "A method that is not named beside a setting does not have it."
+        blocks.append(Table("Settings in which the methods differ", ("setting", "value", "methods"), rows, note, text=True))
     same = [[k, f"{each[0][k]}"] for k in keys if k not in differing]
     blocks.append(Table("Settings they share", ("setting", "value"), same, folded=True))
     runs = []
@@ -222,30 +239,44 @@ def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list
     return paths
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A file that cannot be written is told by ``path``, as the user gave it: the temporary file beside it means nothing to a reader."""
+    try:
+        yield
+    except OSError as problem:
+        raise UserError(f"the report could not be written: {str(path)!r}: {problem.strerror or problem}.") from problem
+
+
 def report(
     paths: Sequence[str | Path],
     out: Path,
     *,
     title: str = "HyperFed report",
-    reference: Mapping[str, float] | None = None,
     figures: Path | None = None,
     tables: Path | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Write the page (and figures, tables) of ``paths``; returns what was written and a sentence for each run left out."""
     runs, damaged = load(paths)
-    sections = settings(runs)
+    results, trials = without_trials(runs)
+    sections = settings(results)
+    for groups in sections.values():
+        refuse_mixed_versions(groups)
     lead: list[Block] = []
     if damaged:
         lead.append(Caution(f"{len(damaged)} of {len(damaged) + len(runs)} files could not be read and are left out. {' '.join(damaged)}"))
-    page = build_page(title, [section_of(name, groups, reference) for name, groups in sections.items()], lead)
-    written = [out]
-    try:
+    if trials:
+        lead.append(Caution(trials))
+    page = build_page(title, [section_of(name, groups, published(groups)) for name, groups in sections.items()], lead)
+    with writing(out):
         write_text(out, page)
-        if figures:
+    written = [out]
+    if figures:
+        with writing(figures):
             written += write_figures(sections, figures)
-        if tables:
+    if tables:
+        with writing(tables):
             for name, groups in sections.items():
-                written += write_tables(groups, reference, tables / _name(name, len(sections) > 1, "comparison"), name)
-    except OSError as problem:
-        raise UserError(f"the report could not be written: {problem.filename}: {problem.strerror}.") from problem
+                stem = tables / _name(name, len(sections) > 1, "comparison")
+                written += write_tables(groups, published(groups), stem, name)
     return written, damaged

@@ -100,19 +100,30 @@ def keep(run: RunFiles, folder: Path) -> Path:
 
 
 def _read_kept(path: Path) -> RunFiles:
+    from hyperfed.report.html_load import check, reason  # which reads runs by this module
+
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        detail = Detail(**kept.get("detail", {}))
-        return RunFiles(path, kept["config"], kept["evaluations"], Traffic(**kept["per_round"]), kept["facts"], detail)
+        if not isinstance(kept, dict):
+            raise ValueError("it holds no configuration and no evaluations")
+        for name, known in (("per_round", Traffic._fields), ("detail", Detail.__dataclass_fields__)):
+            part = kept[name] if name == "per_round" else kept.setdefault(name, {})
+            if not isinstance(part, dict) or not part.keys() <= set(known):
+                raise ValueError(f"{name} holds something else than {', '.join(known)}")
+        run = RunFiles(path, kept["config"], kept["evaluations"], Traffic(**kept["per_round"]), kept["facts"], Detail(**kept["detail"]))
+        check(run)
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"{str(path)!r} is not a kept run: {type(problem).__name__} {problem}.") from None
+        raise UserError(f"{str(path)!r} is not a kept run: {reason(problem)}.") from None
+    return run
 
 
 def read_run(folder: str | Path) -> RunFiles:
     """Read a run's folder (a torn last line is left out) or the JSON file :func:`keep` made of it."""
     folder = Path(folder)
-    if folder.suffix == ".json":
+    if folder.suffix == ".json" and not folder.is_dir():
         return _read_kept(folder)
+    if folder.is_file():
+        raise UserError(f"{str(folder)!r} is neither a run's folder nor a kept run (.json).")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)

@@ -16,6 +16,16 @@ from hyperfed.report.runs import RunFiles
 from hyperfed.run.config import identity
 
 
+def deviation(values: Sequence[float] | np.ndarray) -> float | None:
+    """Sample standard deviation over seeds (divisor n - 1); None for one seed, which says nothing of a spread."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def mean_and_spread(mean: float, spread: float | None) -> str:
+    """``95.1 ± 0.4``."""
+    return f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+
+
 @dataclass(frozen=True)
 class Group:
     """The runs of one setting, one per seed."""
@@ -30,11 +40,9 @@ class Group:
         return rounds, np.array([[s[r] for r in rounds] for s in series])
 
     def final(self, which: str, value: str = "mean") -> str:
-        """``95.1 ± 0.4`` at the last common round; the spread is the standard deviation over seeds."""
+        """``95.1 ± 0.4`` at the last common round; the spread is the sample standard deviation over seeds."""
         rounds, y = self.curve(which, value)
-        if not rounds:
-            return "-"
-        return f"{y[:, -1].mean():.1f}" + (f" ± {y[:, -1].std():.1f}" if len(y) > 1 else "")
+        return mean_and_spread(float(y[:, -1].mean()), deviation(y[:, -1])) if rounds else "-"
 
 
 def group_by_seed(runs: Sequence[RunFiles]) -> list[Group]:
@@ -50,7 +58,7 @@ def group_by_seed(runs: Sequence[RunFiles]) -> list[Group]:
 
 
 def seeds_table(groups: Sequence[Group]) -> str:
-    """Markdown: accuracy before and after fine-tuning as mean ± deviation over seeds, elements, number of seeds."""
+    """Markdown: accuracy before and after fine-tuning as mean ± sample standard deviation over seeds, elements, number of seeds."""
     lines = [
         "| setting | before: mean | after: mean | after: p10 | elements / client, round | rounds | seeds |",
         "|---|---:|---:|---:|---:|---:|---:|",
