@@ -2,14 +2,19 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hyperfed.report.html import Chart, Legend, Section, build_page
-from hyperfed.report.html_report import report
+from hyperfed.report.html_charts import similarity_chart
+from hyperfed.report.html_report import report, section_of
+from hyperfed.report.runs import Detail, RunFiles, read_run
+from hyperfed.report.seeds import Group
+from hyperfed.report.similarity import separation
 from runs import small_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -60,6 +65,38 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small_run(folder / "runs" / name, "rounds=2", "eval.every=1", *overrides)
     report([folder / "runs"], folder / "report.html")
     return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hfn(html: Path) -> RunFiles:
+    """A run that has everything a report can show."""
+    return read_run(html.parent / "runs" / "hfn-1")
+
+
+def kernels(run: RunFiles, apart: list[float], places: int) -> RunFiles:
+    """The run with three clients whose kernels differ so much, kept with so many digits."""
+    a, b, c = apart
+    cosine = (1 - np.array([[0, a, b], [a, 0, c], [b, c, 0]])).round(places)
+    return replace(run, config=run.config | {"partition": {"name": "iid"}}, detail=Detail(similarity=cosine.tolist()))
+
+
+def test_kernels_that_differ_in_the_seventh_digit_are_seen_to(hfn: RunFiles) -> None:
+    run = kernels(hfn, [1.5e-7, 3e-7, 6e-7], 10)
+    [trace] = similarity_chart(run, "HFN", None, separation(np.array(run.detail.similarity), None)).traces
+    assert trace["zmin"] == 0 and trace["zmax"] == pytest.approx(6e-7)
+    assert trace["z"][0] == pytest.approx([0, 1.5e-7, 3e-7], abs=1e-12)
+    page = build_page("x", [section_of("digits", [Group("HFN", (run,))])])
+    assert "<td>3.50e-07</td>" in page and "Kept with" not in page
+
+
+def test_few_digits_are_said_not_drawn(hfn: RunFiles) -> None:
+    rounding, steps = (kernels(hfn, apart, 6) for apart in ([1.5e-7, 2e-6, 1e-6], [1.2e-5, 3.3e-5, 2e-6]))
+    page = build_page("x", [section_of("digits", [Group("HFN", (rounding,))])])
+    assert (
+        "cosines kept with 6 digits, too few to show a difference" in page and "<td>too small</td>" in page and "1 - cosine =" not in page
+    )
+    page = build_page("x", [section_of("digits", [Group("HFN", (steps,))])])
+    assert "Kept with 6 digits, so in steps of 1e-6." in page and "<td>too small</td>" not in page
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hyperfed.report.comparison import KINDS
 from hyperfed.report.html import Chart
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.seeds import Group
-from hyperfed.report.similarity import Separation, borders
+from hyperfed.report.similarity import Separation, borders, digits, distance
 from hyperfed.run.evaluate import Evaluation
 
 ROLES = [str(role) for role in Role]
@@ -174,8 +174,9 @@ def labels_chart(run: RunFiles) -> Chart:
 
 
 def similarity_chart(run: RunFiles, label: str, group: np.ndarray | None, found: Separation) -> Chart:
-    """Cosine of the kernels generated for each two clients; lines part the groups."""
+    """1 - cosine of the kernels generated for each two clients, on a scale of its own; lines part the groups."""
     cosine = np.array(run.detail.similarity)
+    apart, places = distance(cosine), digits(cosine)
     lines: list[dict[str, Any]] = []
     for at in borders(group):
         for colour, width in (("#000000", 3), ("#ffffff", 1.2)):
@@ -185,17 +186,19 @@ def similarity_chart(run: RunFiles, label: str, group: np.ndarray | None, found:
                 {"x0": at, "x1": at, "y0": -0.5, "y1": len(cosine) - 0.5},
             )
             lines += [{**style, **across}, {**style, **along}]
-    hover = "client %{x} and client %{y}: %{z:.6~f}<extra></extra>"
-    bar = {"thickness": 10, "title": {"text": "cosine", "side": "right"}}
-    scale = {"colorscale": cividis(1), "zmin": min(float(cosine.min()), 1 - 1e-4), "zmax": 1, "colorbar": bar}
-    trace = {"type": "heatmap", "z": [listed(row, 6) for row in cosine], **scale, "hovertemplate": hover}
+    hover = "client %{x} and client %{y}: 1 - cosine = %{z:.3e}<extra></extra>"
+    bar = {"thickness": 10, "title": {"text": "1 - cosine", "side": "top"}, "tickformat": ".1e"}
+    scale = {"colorscale": cividis(1), "reversescale": True, "zmin": 0, "zmax": float(apart.max().round(places)), "colorbar": bar}
+    trace = {"type": "heatmap", "z": [listed(row, places) for row in apart], **scale, "hovertemplate": hover}
     plain = {"showgrid": False, "zeroline": False, "constrain": "domain", "title": {"text": "client"}}
     layout = {"xaxis": plain, "yaxis": {**plain, "autorange": "reversed", "scaleanchor": "x"}, "shapes": lines}
-    alt = f"Mean cosine of two different clients {found.overall:.3f}" + (
-        f"; within a group {found.within:.3f}, between groups {found.between:.3f}." if group is not None else "."
+    alt = f"Mean of 1 - cosine over two different clients {1 - found.overall:.2e}" + (
+        f"; within a group {1 - found.within:.2e}, between groups {1 - found.between:.2e}." if group is not None else "."
     )
-    title = f"Similarity of generated kernels: {label}, seed {run.config['seed']}"
-    return Chart(title, alt, [trace], layout, square=True, note="White lines: borders of the groups." if lines else "")
+    note = "Light: alike. Each picture has a scale of its own." + (" White lines: borders of the groups." if lines else "")
+    note += f" Kept with {places} digits, so in steps of 1e-{places}." if places < 10 else ""
+    title = f"Difference of generated kernels: {label}, seed {run.config['seed']}"
+    return Chart(title, alt, [trace], layout, square=True, note=note)
 
 
 def cost_chart(groups: Sequence[Group]) -> Chart:
