@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hyperfed.report.html import Chart, Legend, Section, build_page
-from hyperfed.report.html_charts import similarity_chart
+from hyperfed.report.html_charts import ROLES, cost_chart, short_names, similarity_chart
 from hyperfed.report.html_report import report, section_of
 from hyperfed.report.runs import Detail, RunFiles, read_run
 from hyperfed.report.seeds import Group
@@ -236,6 +236,33 @@ def test_nothing_overflows_on_a_phone(browser: Any, html: Path) -> None:
       && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + e.className)"""
     assert phone.page.evaluate(outside) == []
     assert phone.said == []
+
+
+def test_a_turned_phone_keeps_legend_and_titles_clear(browser: Any, hfn: RunFiles, tmp_path: Path) -> None:
+    """The cost chart drawn wide, then narrow, then wide: its legend stays above the first bar, its title within the page."""
+    run = replace(hfn, detail=Detail(roles=dict.fromkeys(ROLES, 9)))
+    chart = cost_chart([Group(f"a method with a name {i}", (run,)) for i in range(9)])
+    path = tmp_path / "cost.html"
+    path.write_text(build_page("Cost", [Section("one", [chart])]), encoding="utf-8")
+    page = opened(browser, path, viewport={"width": 1200, "height": 900}).page
+    room = """() => {
+      const chart = document.querySelector('.chart');
+      const [bars, [box], [title]] = ['.bars .point', '.legend .bg', '.xtitle'].map(
+        (what) => [...chart.querySelectorAll(what)].map((e) => e.getBoundingClientRect()));
+      return [Math.min(...bars.map((b) => b.top).filter((y) => y)) - box.bottom, innerWidth - title.right];
+    }"""
+    for width in (1200, 390, 1200):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_function(f"[...document.querySelectorAll('.plot')].every((p) => p._fullLayout.width <= {width})")
+        page.wait_for_timeout(300)
+        assert min(page.evaluate(room)) >= 0
+
+
+def test_long_names_are_cut_where_they_are_alike() -> None:
+    names = ["HFN (hypernet.pace.embed 0.01)", "HFN (hypernet.pace.embed 1)", "FedAvg", "HFN (a 1, hypernet.pace.embed 1)"]
+    short = short_names(names)
+    assert "FedAvg" not in short and short[names[0]].endswith("embed 0.01)") and len(short[names[0]]) <= 24
+    assert len({short.get(n, n) for n in names}) == 4
 
 
 def test_print_fits_the_paper_and_is_light(browser: Any, html: Path) -> None:

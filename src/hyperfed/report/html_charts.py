@@ -201,6 +201,18 @@ def similarity_chart(run: RunFiles, label: str, group: np.ndarray | None, found:
     return Chart(title, alt, [trace], layout, square=True, note=note)
 
 
+def short_names(labels: Sequence[str]) -> dict[str, str]:
+    """Long names cut in the middle, each as long as it takes to tell it from the others."""
+    out = {name: name for name in labels}
+    for name in (n for n in labels if len(n) > LONG):
+        for room in range(LONG, len(name)):
+            cut = f"{name[: room // 2 - 1].rstrip()}…{name[-((room - 1) // 2) :].lstrip()}"
+            if cut not in out.values():
+                out[name] = cut
+                break
+    return {name: cut for name, cut in out.items() if cut != name}
+
+
 def cost_chart(groups: Sequence[Group]) -> Chart:
     """Elements up + down of one client in one round, stacked by what the tensors are for."""
     known = [(i, g) for i, g in enumerate(groups) if g.runs[0].detail.roles]
@@ -214,13 +226,12 @@ def cost_chart(groups: Sequence[Group]) -> Chart:
         bar = {"type": "bar", "orientation": "h", "name": role, "x": values, "y": [g.label for _, g in known], "hovertemplate": hover}
         traces.append({**bar, "meta": meta})
     alt = "; ".join(f"{g.label}: " + ", ".join(f"{r} {n:,}" for r, n in g.runs[0].detail.roles.items()) for _, g in known) + "."
-    short = {g.label: f"{g.label[: LONG - 2]}…" for _, g in known if len(g.label) > LONG}
     extra = {t["name"] for t in traces} & {"stats", "other"}
     layout = {
         "barmode": "stack",
         "height": 130 + 30 * len(known),
-        "xaxis": {"title": {"text": "elements up + down, one client and round"}, "rangemode": "tozero"},
-        "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category", "labelalias": short},
+        "xaxis": {"title": {"text": "elements up + down,<br>one client and round"}, "rangemode": "tozero"},
+        "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category", "labelalias": short_names([g.label for _, g in known])},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "margin": {"t": 34},
         "showlegend": True,

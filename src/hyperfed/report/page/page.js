@@ -79,6 +79,7 @@ function draw({element, spec, button}, width) {
   const wide = width ?? element.clientWidth;
   layout.width = spec.square ? Math.min(wide, 600) : wide;
   layout.height = spec.square ? 0.85 * layout.width : layout.height ?? (width ? 300 : Math.max(280, Math.min(400, wide * 0.75)));
+  if (element._fullLayout && element._fullLayout.width !== layout.width) Plotly.purge(element); // else margins stay those of the old width
   return Plotly.react(element, traces, layout, {displayModeBar: false, responsive: false});
 }
 
