@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hyperfed.report.html import Chart, Legend, Section, build_page
-from hyperfed.report.html_charts import ROLES, cost_chart, short_names, similarity_chart
+from hyperfed.report.html_charts import ROLES, accuracy_chart, cost_chart, short_names, similarity_chart
 from hyperfed.report.html_report import report, section_of
 from hyperfed.report.runs import Detail, RunFiles, read_run
 from hyperfed.report.seeds import Group
@@ -189,6 +189,33 @@ def test_before_after_and_both(desktop: Opened) -> None:
     assert sorted(drawn(page, "Accuracy over rounds")) == ["HFN", "HFN", "Local", "Local"]
     page.locator("#s0 .kind", has_text="before").click()
     assert drawn(page, "Accuracy over rounds") == ["HFN", "Local"]
+
+
+def test_clients_are_shown_after_fine_tuning_until_a_button_is_pressed(browser: Any, hfn: RunFiles, tmp_path: Path) -> None:
+    """Fine-tuned at the last round only: the curves over rounds are of both kinds, those of the clients of one."""
+    *early, last = hfn.evaluations
+    run = replace(hfn, evaluations=[*({**e, "after": None} for e in early), last])
+    path = tmp_path / "clients.html"
+    path.write_text(build_page("x", [section_of("digits", [Group("HFN", (run,))])]), encoding="utf-8")
+    page = opened(browser, path).page
+    assert drawn(page, "Accuracy over rounds") == ["HFN"] * 2 and drawn(page, "Accuracy of every client") == ["HFN"]
+    kinds = page.evaluate(
+        """() => [...document.querySelectorAll('.chart')].find((c) => c.textContent.includes('Accuracy of every client'))
+        .querySelector('.plot')._fullData.filter((t) => t.visible === true).map((t) => t.meta.kind)"""
+    )
+    assert kinds == ["after"]
+    page.locator(".kind", has_text="both").click()
+    assert drawn(page, "Accuracy of every client") == ["HFN"] * 2
+
+
+def test_what_a_dotted_line_is_stands_below_the_chart(hfn: RunFiles) -> None:
+    def silent(name: str) -> Group:
+        lines = [{**e, "bytes": 0} for e in hfn.evaluations]
+        return Group(name.title(), (replace(hfn, evaluations=lines, config=hfn.config | {"method": {"name": name}}),))
+
+    groups = [Group("HFN", (hfn,)), silent("centre"), silent("local")]
+    assert "(Centre pools the data of all clients; Local sends nothing)" in accuracy_chart(groups, "bytes").note
+    assert "Dotted" not in accuracy_chart(groups, "rounds").note + accuracy_chart(groups[:1], "bytes").note
 
 
 def test_the_axis_becomes_logarithmic_and_back(desktop: Opened) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from hyperfed.core import Role
 from hyperfed.report.comparison import KINDS
 from hyperfed.report.html import Chart
+from hyperfed.report.plots import silence
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.seeds import Group
 from hyperfed.report.similarity import Separation, borders, digits, distance
@@ -54,7 +55,11 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
             x: Sequence[float] = rounds if over == "rounds" else megabytes(group, rounds)
             if group in silent:
                 x, y = [min((m for m in spoken if m > 0), default=0.0), max(spoken)], y[:, [-1, -1]]
-                extra: dict[str, Any] = {"mode": "lines", "line": {"dash": "dot"}, "hovertemplate": "%{y:.1f} %, sends nothing"}
+                extra: dict[str, Any] = {
+                    "mode": "lines",
+                    "line": {"dash": "dot"},
+                    "hovertemplate": f"%{{y:.1f}} %, {silence(group.runs[0])}",
+                }
             else:
                 label = "%{y:.1f} %" if over == "rounds" else "%{y:.1f} % after %{x:,.4g} MB (round %{customdata})"
                 extra = {"mode": "lines+markers", "customdata": rounds, "hovertemplate": label}
@@ -71,7 +76,13 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
         "hovermode": "closest" if len(groups) > 8 or over == "bytes" else "x unified",
     }
     note = "Filled markers: before fine-tuning; hollow: after it. Band (up to 8 methods shown): least to greatest of the seeds."
+    if silent:
+        note += f" Dotted level lines: the last accuracy of a method without payload ({_without_payload(silent)})."
     return Chart(title, _ends(groups), traces, layout, log="x", starts_log=over == "bytes", note=note)
+
+
+def _without_payload(silent: Sequence[Group]) -> str:
+    return "; ".join(f"{g.label} {silence(g.runs[0])}" for g in silent)
 
 
 def _ends(groups: Sequence[Group]) -> str:
@@ -120,6 +131,15 @@ def _ranked_traces(groups: Sequence[Group], text: str, local: Group | None = Non
     return traces
 
 
+def _tuned_first(groups: Sequence[Group]) -> dict[str, Any]:
+    """After fine-tuning only, until a button is pressed, where every run has it: two curves a method hide each other."""
+    return {"meta": {"kind": "after"}} if all(len(ranked(g, "after")[0]) for g in groups) else {}
+
+
+def _which(groups: Sequence[Group]) -> str:
+    return " After fine-tuning, until a button (before, after, both) is pressed." if _tuned_first(groups) else ""
+
+
 def clients_chart(groups: Sequence[Group]) -> Chart:
     """Every client's accuracy, sorted from worst to best; the worst tenth is shaded."""
     shade = {
@@ -134,8 +154,9 @@ def clients_chart(groups: Sequence[Group]) -> Chart:
     }
     axis = {**AXIS, "title": {"text": "clients from worst to best (%)"}, "range": [0, 100]}
     layout = {"xaxis": axis, "yaxis": ACCURACY, "shapes": [{**shade, "line": {"width": 0}, "layer": "below"}], "showlegend": False}
+    layout |= _tuned_first(groups)
     alt = "One curve per method over the clients sorted by accuracy; the table of clients gives mean, worst tenth and worst client."
-    note = "Shaded: the worst 10 % of the clients."
+    note = "Shaded: the worst 10 % of the clients." + _which(groups)
     return Chart("Accuracy of every client", alt, _ranked_traces(groups, "%{y:.1f} %"), layout, note=note)
 
 
@@ -143,10 +164,10 @@ def gains_chart(groups: Sequence[Group], local: Group) -> Chart:
     """Who gains and who loses against training alone."""
     axis = {**AXIS, "title": {"text": "clients from greatest loss to greatest gain (%)"}, "range": [0, 100]}
     zero = {"zeroline": True, "zerolinewidth": 2, "title": {"text": f"gain over {local.runs[0].label} (points)"}}
-    layout = {"xaxis": axis, "yaxis": zero, "showlegend": False}
+    layout = {"xaxis": axis, "yaxis": zero, "showlegend": False, **_tuned_first(groups)}
     alt = f"One curve per method over the clients sorted by gain over {local.label}; the table of clients counts who gains and who loses."
     traces = _ranked_traces(groups, "%{y:+.1f} points", local)
-    return Chart(f"Gain of every client over {local.label}", alt, traces, layout, note="Below zero: better off alone.")
+    return Chart(f"Gain of every client over {local.label}", alt, traces, layout, note="Below zero: better off alone." + _which(groups))
 
 
 def labels_chart(run: RunFiles) -> Chart:

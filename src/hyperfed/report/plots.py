@@ -14,6 +14,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 
 
+def silence(run: RunFiles) -> str:
+    """Why a run has no payload."""
+    return "pools the data of all clients" if run.config["method"]["name"] == "centre" else "sends nothing"
+
+
 def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str) -> Path:
     """Mean personalised accuracy of all clients before fine-tuning ``over`` "round" or "bytes"; rings: after it."""
     figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
@@ -32,7 +37,7 @@ def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str) -> Path:
     silent = [run for run in runs if over == "bytes" and run.last["bytes"] == 0]
     for run in silent:
         value = 100 * (run.last["after"] or run.last["before"])["mean"]
-        axes.axhline(value, color="#777777", linestyle=":", label=f"{run.label} (sends nothing)")
+        axes.axhline(value, color="#777777", linestyle=":", label=f"{run.label} ({silence(run)})")
     axes.set_xlabel("round" if over == "round" else "payload sent so far, all clients (MB)")
     if over == "bytes":
         axes.set_xscale("log")

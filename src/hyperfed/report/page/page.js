@@ -17,12 +17,13 @@ function colour(name) {
   return value;
 }
 
-/** What the buttons of a chart's section say: hidden methods and the kind of accuracy. */
-function choices(element) {
+/** What the buttons of a chart's section say: hidden methods and the kind of accuracy; until one is pressed, the kind may be the chart's own. */
+function choices(element, own) {
   const scope = element.closest('.scope') ?? document.body;
   const off = [...scope.querySelectorAll('.method[aria-pressed="false"]')].map((b) => Number(b.dataset.method));
   const shown = scope.querySelectorAll('.method[aria-pressed="true"]').length;
-  return {hidden: new Set(off), shown, kind: scope.querySelector('.kind[aria-pressed="true"]')?.dataset.kind ?? 'both'};
+  const pressed = scope.querySelector('.kind[aria-pressed="true"]')?.dataset.kind;
+  return {hidden: new Set(off), shown, kind: (scope.dataset.chosen ? undefined : own) ?? pressed ?? 'both'};
 }
 
 /** One trace with its colours, marker and points: those of hidden methods, and those a logarithmic axis has no place for, are left out. */
@@ -65,7 +66,7 @@ function draw({element, spec, button}, width) {
   inks.paper = colour('paper');
   const [ink, line, panel] = ['ink', 'line', 'panel'].map(colour);
   const log = button?.getAttribute('aria-pressed') === 'true' ? spec.log : '';
-  const traces = spec.traces.map((t) => painted(t, choices(element), log, inks));
+  const traces = spec.traces.map((t) => painted(t, choices(element, spec.layout.meta?.kind), log, inks));
   const axis = {gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true};
   const layout = structuredClone(spec.layout);
   for (const name of ['x', 'y']) {
@@ -98,6 +99,7 @@ function listen() {
     const on = button.getAttribute('aria-pressed') !== 'true';
     if (button.classList.contains('kind')) {
       button.parentElement.querySelectorAll('.kind').forEach((b) => press(b, b === button));
+      (button.closest('.scope') ?? document.body).dataset.chosen = 'yes';
     } else if (button.classList.contains('all')) {
       const methods = [...button.parentElement.querySelectorAll('.method')];
       const some = methods.some((b) => b.getAttribute('aria-pressed') === 'false');
