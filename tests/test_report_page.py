@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from hyperfed.report.html import Chart, Legend, Section, build_page
-from hyperfed.report.html_charts import ROLES, accuracy_chart, cost_chart, short_names, similarity_chart
+from hyperfed.report.html_charts import ROLES, cost_chart
 from hyperfed.report.html_report import report, section_of
 from hyperfed.report.runs import Detail, RunFiles, read_run
 from hyperfed.report.seeds import Group
-from hyperfed.report.similarity import separation
 from runs import small_run
+from sight import SIGHT, XYZ, apart, lights
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -71,32 +71,6 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hfn(html: Path) -> RunFiles:
     """A run that has everything a report can show."""
     return read_run(html.parent / "runs" / "hfn-1")
-
-
-def kernels(run: RunFiles, apart: list[float], places: int) -> RunFiles:
-    """The run with three clients whose kernels differ so much, kept with so many digits."""
-    a, b, c = apart
-    cosine = (1 - np.array([[0, a, b], [a, 0, c], [b, c, 0]])).round(places)
-    return replace(run, config=run.config | {"partition": {"name": "iid"}}, detail=Detail(similarity=cosine.tolist()))
-
-
-def test_kernels_that_differ_in_the_seventh_digit_are_seen_to(hfn: RunFiles) -> None:
-    run = kernels(hfn, [1.5e-7, 3e-7, 6e-7], 10)
-    [trace] = similarity_chart(run, "HFN", None, separation(np.array(run.detail.similarity), None)).traces
-    assert trace["zmin"] == 0 and trace["zmax"] == pytest.approx(6e-7)
-    assert trace["z"][0] == pytest.approx([0, 1.5e-7, 3e-7], abs=1e-12)
-    page = build_page("x", [section_of("digits", [Group("HFN", (run,))])])
-    assert "<td>3.50e-07</td>" in page and "Kept with" not in page
-
-
-def test_few_digits_are_said_not_drawn(hfn: RunFiles) -> None:
-    rounding, steps = (kernels(hfn, apart, 6) for apart in ([1.5e-7, 2e-6, 1e-6], [1.2e-5, 3.3e-5, 2e-6]))
-    page = build_page("x", [section_of("digits", [Group("HFN", (rounding,))])])
-    assert (
-        "cosines kept with 6 digits, too few to show a difference" in page and "<td>too small</td>" in page and "1 - cosine =" not in page
-    )
-    page = build_page("x", [section_of("digits", [Group("HFN", (steps,))])])
-    assert "Kept with 6 digits, so in steps of 1e-6." in page and "<td>too small</td>" not in page
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +156,27 @@ def test_many_methods_go_and_come_at_once_and_have_no_bands(browser: Any, tmp_pa
     assert page.evaluate(shown) == [0, 0]
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["before", "after", "both"])
+def test_fourteen_methods_are_told_apart_by_every_sight(scheme: str, kind: str, browser: Any, tmp_path: Path) -> None:
+    names = [f"method {i}" for i in range(14)]
+    line = {"type": "scatter", "x": [1, 2], "y": [3, 4], "mode": "lines"}
+    traces = [{**line, "name": n, "meta": {"method": i, "kind": k}} for i, n in enumerate(names) for k in ("before", "after")]
+    path = tmp_path / "many.html"
+    path.write_text(build_page("Many", [Section("one", [Legend(names, kind), Chart("Lines", "Lines", traces)])]), encoding="utf-8")
+    lines, paper = opened(browser, path, color_scheme=scheme).page.evaluate(
+        """() => [document.querySelector('.plot')._fullData.filter((t) => t.visible === true)
+        .map((t) => [t.meta, t.line.color, t.line.dash]), getComputedStyle(document.body).backgroundColor]"""
+    )
+    for one in {meta["kind"] for meta, _, _ in lines}:
+        colours, dashes = zip(*[(c, d) for meta, c, d in lines if meta["kind"] == one], strict=True)
+        assert len(colours) == 14
+        same = (np.array(dashes)[:, None] == np.array(dashes)[None, :]) & ~np.eye(14, dtype=bool)
+        assert min(apart(list(colours), sight)[same].min() for sight in SIGHT) >= 18
+        bright = lights([*colours, paper]) @ XYZ[1] + 0.05
+        assert (np.maximum(bright[:-1], bright[-1]) / np.minimum(bright[:-1], bright[-1])).min() >= 3
+
+
 def test_before_after_and_both(desktop: Opened) -> None:
     page = desktop.page
     assert drawn(page, "Accuracy over rounds") == ["HFN", "Local"]
@@ -206,16 +201,6 @@ def test_clients_are_shown_after_fine_tuning_until_a_button_is_pressed(browser: 
     assert kinds == ["after"]
     page.locator(".kind", has_text="both").click()
     assert drawn(page, "Accuracy of every client") == ["HFN"] * 2
-
-
-def test_what_a_dotted_line_is_stands_below_the_chart(hfn: RunFiles) -> None:
-    def silent(name: str) -> Group:
-        lines = [{**e, "bytes": 0} for e in hfn.evaluations]
-        return Group(name.title(), (replace(hfn, evaluations=lines, config=hfn.config | {"method": {"name": name}}),))
-
-    groups = [Group("HFN", (hfn,)), silent("centre"), silent("local")]
-    assert "(Centre pools the data of all clients; Local sends nothing)" in accuracy_chart(groups, "bytes").note
-    assert "Dotted" not in accuracy_chart(groups, "rounds").note + accuracy_chart(groups[:1], "bytes").note
 
 
 def test_the_axis_becomes_logarithmic_and_back(desktop: Opened) -> None:
@@ -280,16 +265,11 @@ def test_a_turned_phone_keeps_legend_and_titles_clear(browser: Any, hfn: RunFile
     }"""
     for width in (1200, 390, 1200):
         page.set_viewport_size({"width": width, "height": 844})
-        page.wait_for_function(f"[...document.querySelectorAll('.plot')].every((p) => p._fullLayout.width <= {width})")
-        page.wait_for_timeout(300)
+        for _ in range(100):
+            page.wait_for_timeout(50)
+            if page.evaluate("[...document.querySelectorAll('.plot')].every((p) => p._fullLayout.width === p.clientWidth)"):
+                break
         assert min(page.evaluate(room)) >= 0
-
-
-def test_long_names_are_cut_where_they_are_alike() -> None:
-    names = ["HFN (hypernet.pace.embed 0.01)", "HFN (hypernet.pace.embed 1)", "FedAvg", "HFN (a 1, hypernet.pace.embed 1)"]
-    short = short_names(names)
-    assert "FedAvg" not in short and short[names[0]].endswith("embed 0.01)") and len(short[names[0]]) <= 24
-    assert len({short.get(n, n) for n in names}) == 4
 
 
 def test_print_fits_the_paper_and_is_light(browser: Any, html: Path) -> None:

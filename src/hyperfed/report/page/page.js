@@ -1,7 +1,7 @@
 'use strict';
 const SYMBOLS = ['circle', 'square', 'triangle-up', 'diamond', 'triangle-down', 'cross', 'x', 'star'];
 const GLYPHS = ['●', '■', '▲', '◆', '▼', '✚', '✖', '★'];
-const DASHES = ['solid', 'dash', 'dashdot', 'dot'];
+const DASHES = ['solid', 'dash', 'dashdot', 'longdash'];
 const PATTERNS = ['', '/', 'x', '\\', '-', '|', '+', '.'];
 const BANDS = 8; // bands of more methods than that hide the lines
 const PRINT_WIDTH = 660; // CSS pixels across an A4 page within its margins
@@ -35,7 +35,7 @@ function painted(original, {hidden, shown, kind}, log, inks) {
     trace.visible = !hidden.has(meta.method) && (kind === 'both' || !meta.kind || meta.kind === kind);
     trace.line = {width: 2, ...trace.line, color: own};
     if (trace.mode !== 'none') trace.line.dash ??= DASHES[Math.floor(meta.method / 8) % 4];
-    if (meta.kind === 'after' && kind === 'both') trace.line.dash = 'dot';
+    if (meta.kind === 'after' && kind === 'both' && meta.method < 8) trace.line.dash = 'dot'; // the next eight have these colours again
     const symbol = SYMBOLS[meta.method % 8];
     trace.marker = {size: 6, ...trace.marker, color: own, symbol: meta.kind === 'after' ? `${symbol}-open` : symbol};
     if (trace.fill) trace.visible &&= shown <= BANDS;
@@ -139,7 +139,7 @@ async function start() {
   document.querySelectorAll('.method').forEach((button) => {
     const i = Number(button.dataset.method);
     button.style.setProperty('--own', `var(--c${i % 8})`);
-    button.querySelector('i').textContent = GLYPHS[i % 8] + (i < 8 ? '' : ['', '╌', '-·', '··'][Math.floor(i / 8) % 4]);
+    button.querySelector('i').textContent = GLYPHS[i % 8] + (i < 8 ? '' : ['', '╌', '-·', '—'][Math.floor(i / 8) % 4]);
   });
   const library = document.getElementById('library');
   if (library) {
