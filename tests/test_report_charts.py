@@ -1,16 +1,20 @@
 """What the charts of a report say, as data: no browser needed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from hyperfed.report.html import build_page
 from hyperfed.report.html_charts import accuracy_chart, short_names, similarity_chart
 from hyperfed.report.html_report import section_of
+from hyperfed.report.plots import headed, legend_below, plain_powers
 from hyperfed.report.runs import Detail, RunFiles, read_run
 from hyperfed.report.seeds import Group
-from hyperfed.report.similarity import separation
+from hyperfed.report.similarity import plot_similarity, separation
 from runs import small_run
 
 
@@ -62,3 +66,28 @@ def test_what_a_dotted_line_is_stands_below_the_chart(hfn: RunFiles) -> None:
     groups = [Group("HFN", (hfn,)), silent("centre"), silent("local")]
     assert "(Centre pools the data of all clients; Local sends nothing)" in accuracy_chart(groups, "bytes").note
     assert "Dotted" not in accuracy_chart(groups, "rounds").note + accuracy_chart(groups[:1], "bytes").note
+
+
+def test_a_figure_cuts_nothing_off_and_covers_no_line() -> None:
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for i in range(8):
+        axes.plot([30, 700], [i, i + 1], label=f"a method with a long name {i}")
+    axes.set_xscale("log")
+    plain_powers(axes.xaxis)
+    headed(axes, "a title that goes on " * 9)
+    legend_below(axes)
+    canvas.draw()
+    inside = [tick.get_text() for tick in axes.get_xticklabels() if 30 <= tick.get_position()[0] <= 700]
+    assert inside == ["50", "100", "200", "500"] and not axes.get_xticklabels(minor=True)
+    [legend] = figure.legends
+    assert legend.get_window_extent().y1 <= axes.get_tightbbox().y0 and axes.bbox.height > 150
+    assert axes.title.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_kernels_in_a_figure_have_a_scale_in_powers_of_ten(hfn: RunFiles, tmp_path: Path) -> None:
+    cosine = np.array(kernels(hfn, [1.5e-7, 3e-7, 6e-7], 10).detail.similarity)
+    path = plot_similarity(cosine, None, tmp_path / "similarity.svg", "HFN")
+    written = path.read_text(encoding="utf-8")
+    assert "<!-- 6.0e-07 -->" in written and "<!-- 1 -->" in written and "0.5 -->" not in written

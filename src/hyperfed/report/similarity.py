@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hyperfed.data.partition import Groups
+from hyperfed.report.plots import headed
 
 FEW = 10  # steps of the kept digits below which a picture shows rounding only
 
@@ -75,7 +76,7 @@ def plot_similarity(cosine: np.ndarray, group: np.ndarray | None, path: Path, ti
     axes.set(xlabel="client", ylabel="client")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title, fontsize=8, loc="left")
+    headed(axes, title)
     figure.colorbar(image, ax=axes, shrink=0.85, label="1 - cosine of generated kernels", format="%.1e")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
