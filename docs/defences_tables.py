@@ -43,7 +43,7 @@ def defences_digits() -> str:
             cells = (
                 text,
                 label,
-                f"{right.mean():.1f} ± {right.std():.1f} %",
+                f"{right.mean():.1f} ± {right.std(ddof=1):.1f} %",
                 guarantee(_worst(runs)),
                 human_bytes(runs[0].per_round.bytes),
             )

@@ -6,14 +6,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hyperfed.evidence.plans import TABLE2
 from hyperfed.report.html import Chart, Legend, Section, build_page
-from hyperfed.report.html_report import report
-from hyperfed.report.runs import keep
+from hyperfed.report.html_charts import ROLES, cost_chart
+from hyperfed.report.html_report import report, section_of
+from hyperfed.report.runs import Detail, RunFiles, keep, read_run
+from hyperfed.report.seeds import Group
 from made_runs import made
 from runs import small_run
+from sight import SIGHT, XYZ, apart, lights
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -63,6 +67,12 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small_run(folder / "runs" / name, "rounds=2", "eval.every=1", *overrides)
     report([folder / "runs"], folder / "report.html")
     return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hfn(html: Path) -> RunFiles:
+    """A run that has everything a report can show."""
+    return read_run(html.parent / "runs" / "hfn-1")
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +158,27 @@ def test_many_methods_go_and_come_at_once_and_have_no_bands(browser: Any, tmp_pa
     assert page.evaluate(shown) == [0, 0]
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["before", "after", "both"])
+def test_fourteen_methods_are_told_apart_by_every_sight(scheme: str, kind: str, browser: Any, tmp_path: Path) -> None:
+    names = [f"method {i}" for i in range(14)]
+    line = {"type": "scatter", "x": [1, 2], "y": [3, 4], "mode": "lines"}
+    traces = [{**line, "name": n, "meta": {"method": i, "kind": k}} for i, n in enumerate(names) for k in ("before", "after")]
+    path = tmp_path / "many.html"
+    path.write_text(build_page("Many", [Section("one", [Legend(names, kind), Chart("Lines", "Lines", traces)])]), encoding="utf-8")
+    lines, paper = opened(browser, path, color_scheme=scheme).page.evaluate(
+        """() => [document.querySelector('.plot')._fullData.filter((t) => t.visible === true)
+        .map((t) => [t.meta, t.line.color, t.line.dash]), getComputedStyle(document.body).backgroundColor]"""
+    )
+    for one in {meta["kind"] for meta, _, _ in lines}:
+        colours, dashes = zip(*[(c, d) for meta, c, d in lines if meta["kind"] == one], strict=True)
+        assert len(colours) == 14
+        same = (np.array(dashes)[:, None] == np.array(dashes)[None, :]) & ~np.eye(14, dtype=bool)
+        assert min(apart(list(colours), sight)[same].min() for sight in SIGHT) >= 18
+        bright = lights([*colours, paper]) @ XYZ[1] + 0.05
+        assert (np.maximum(bright[:-1], bright[-1]) / np.minimum(bright[:-1], bright[-1])).min() >= 3
+
+
 def test_before_after_and_both(desktop: Opened) -> None:
     page = desktop.page
     assert drawn(page, "Accuracy over rounds") == ["HFN", "Local"]
@@ -155,6 +186,23 @@ def test_before_after_and_both(desktop: Opened) -> None:
     assert sorted(drawn(page, "Accuracy over rounds")) == ["HFN", "HFN", "Local", "Local"]
     page.locator("#s0 .kind", has_text="before").click()
     assert drawn(page, "Accuracy over rounds") == ["HFN", "Local"]
+
+
+def test_clients_are_shown_after_fine_tuning_until_a_button_is_pressed(browser: Any, hfn: RunFiles, tmp_path: Path) -> None:
+    """Fine-tuned at the last round only: the curves over rounds are of both kinds, those of the clients of one."""
+    *early, last = hfn.evaluations
+    run = replace(hfn, evaluations=[*({**e, "after": None} for e in early), last])
+    path = tmp_path / "clients.html"
+    path.write_text(build_page("x", [section_of("digits", [Group("HFN", (run,))])]), encoding="utf-8")
+    page = opened(browser, path).page
+    assert drawn(page, "Accuracy over rounds") == ["HFN"] * 2 and drawn(page, "Accuracy of every client") == ["HFN"]
+    kinds = page.evaluate(
+        """() => [...document.querySelectorAll('.chart')].find((c) => c.textContent.includes('Accuracy of every client'))
+        .querySelector('.plot')._fullData.filter((t) => t.visible === true).map((t) => t.meta.kind)"""
+    )
+    assert kinds == ["after"]
+    page.locator(".kind", has_text="both").click()
+    assert drawn(page, "Accuracy of every client") == ["HFN"] * 2
 
 
 def test_the_axis_becomes_logarithmic_and_back(desktop: Opened) -> None:
@@ -202,6 +250,28 @@ def test_nothing_overflows_on_a_phone(browser: Any, html: Path) -> None:
       && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + e.className)"""
     assert phone.page.evaluate(outside) == []
     assert phone.said == []
+
+
+def test_a_turned_phone_keeps_legend_and_titles_clear(browser: Any, hfn: RunFiles, tmp_path: Path) -> None:
+    """The cost chart drawn wide, then narrow, then wide: its legend stays above the first bar, its title within the page."""
+    run = replace(hfn, detail=Detail(roles=dict.fromkeys(ROLES, 9)))
+    chart = cost_chart([Group(f"a method with a name {i}", (run,)) for i in range(9)])
+    path = tmp_path / "cost.html"
+    path.write_text(build_page("Cost", [Section("one", [chart])]), encoding="utf-8")
+    page = opened(browser, path, viewport={"width": 1200, "height": 900}).page
+    room = """() => {
+      const chart = document.querySelector('.chart');
+      const [bars, [box], [title]] = ['.bars .point', '.legend .bg', '.xtitle'].map(
+        (what) => [...chart.querySelectorAll(what)].map((e) => e.getBoundingClientRect()));
+      return [Math.min(...bars.map((b) => b.top).filter((y) => y)) - box.bottom, innerWidth - title.right];
+    }"""
+    for width in (1200, 390, 1200):
+        page.set_viewport_size({"width": width, "height": 844})
+        for _ in range(100):
+            page.wait_for_timeout(50)
+            if page.evaluate("[...document.querySelectorAll('.plot')].every((p) => p._fullLayout.width === p.clientWidth)"):
+                break
+        assert min(page.evaluate(room)) >= 0
 
 
 def test_print_fits_the_paper_and_is_light(browser: Any, html: Path) -> None:

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike
 from hyperfed.core import Role
 from hyperfed.report.comparison import KINDS
 from hyperfed.report.html import Chart
+from hyperfed.report.plots import silence
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.seeds import Group
-from hyperfed.report.similarity import Separation, borders
+from hyperfed.report.similarity import Separation, borders, digits, distance
 from hyperfed.run.evaluate import Evaluation
 
 ROLES = [str(role) for role in Role]
@@ -54,7 +55,11 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
             x: Sequence[float] = rounds if over == "rounds" else megabytes(group, rounds)
             if group in silent:
                 x, y = [min((m for m in spoken if m > 0), default=0.0), max(spoken)], y[:, [-1, -1]]
-                extra: dict[str, Any] = {"mode": "lines", "line": {"dash": "dot"}, "hovertemplate": "%{y:.1f} %, sends nothing"}
+                extra: dict[str, Any] = {
+                    "mode": "lines",
+                    "line": {"dash": "dot"},
+                    "hovertemplate": f"%{{y:.1f}} %, {silence(group.runs[0])}",
+                }
             else:
                 label = "%{y:.1f} %" if over == "rounds" else "%{y:.1f} % after %{x:,.4g} MB (round %{customdata})"
                 extra = {"mode": "lines+markers", "customdata": rounds, "hovertemplate": label}
@@ -71,7 +76,13 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
         "hovermode": "closest" if len(groups) > 8 or over == "bytes" else "x unified",
     }
     note = "Filled markers: before fine-tuning; hollow: after it. Band (up to 8 methods shown): least to greatest of the seeds."
+    if silent:
+        note += f" Dotted level lines: the last accuracy of a method without payload ({_without_payload(silent)})."
     return Chart(title, _ends(groups), traces, layout, log="x", starts_log=over == "bytes", note=note)
+
+
+def _without_payload(silent: Sequence[Group]) -> str:
+    return "; ".join(f"{g.label} {silence(g.runs[0])}" for g in silent)
 
 
 def _ends(groups: Sequence[Group]) -> str:
@@ -120,6 +131,15 @@ def _ranked_traces(groups: Sequence[Group], text: str, local: Group | None = Non
     return traces
 
 
+def _tuned_first(groups: Sequence[Group]) -> dict[str, Any]:
+    """After fine-tuning only, until a button is pressed, where every run has it: two curves a method hide each other."""
+    return {"meta": {"kind": "after"}} if all(len(ranked(g, "after")[0]) for g in groups) else {}
+
+
+def _which(groups: Sequence[Group]) -> str:
+    return " After fine-tuning, until a button (before, after, both) is pressed." if _tuned_first(groups) else ""
+
+
 def clients_chart(groups: Sequence[Group]) -> Chart:
     """Every client's accuracy, sorted from worst to best; the worst tenth is shaded."""
     shade = {
@@ -134,8 +154,9 @@ def clients_chart(groups: Sequence[Group]) -> Chart:
     }
     axis = {**AXIS, "title": {"text": "clients from worst to best (%)"}, "range": [0, 100]}
     layout = {"xaxis": axis, "yaxis": ACCURACY, "shapes": [{**shade, "line": {"width": 0}, "layer": "below"}], "showlegend": False}
+    layout |= _tuned_first(groups)
     alt = "One curve per method over the clients sorted by accuracy; the table of clients gives mean, worst tenth and worst client."
-    note = "Shaded: the worst 10 % of the clients."
+    note = "Shaded: the worst 10 % of the clients." + _which(groups)
     return Chart("Accuracy of every client", alt, _ranked_traces(groups, "%{y:.1f} %"), layout, note=note)
 
 
@@ -143,10 +164,10 @@ def gains_chart(groups: Sequence[Group], local: Group) -> Chart:
     """Who gains and who loses against training alone."""
     axis = {**AXIS, "title": {"text": "clients from greatest loss to greatest gain (%)"}, "range": [0, 100]}
     zero = {"zeroline": True, "zerolinewidth": 2, "title": {"text": f"gain over {local.runs[0].label} (points)"}}
-    layout = {"xaxis": axis, "yaxis": zero, "showlegend": False}
+    layout = {"xaxis": axis, "yaxis": zero, "showlegend": False, **_tuned_first(groups)}
     alt = f"One curve per method over the clients sorted by gain over {local.label}; the table of clients counts who gains and who loses."
     traces = _ranked_traces(groups, "%{y:+.1f} points", local)
-    return Chart(f"Gain of every client over {local.label}", alt, traces, layout, note="Below zero: better off alone.")
+    return Chart(f"Gain of every client over {local.label}", alt, traces, layout, note="Below zero: better off alone." + _which(groups))
 
 
 def labels_chart(run: RunFiles) -> Chart:
@@ -174,8 +195,9 @@ def labels_chart(run: RunFiles) -> Chart:
 
 
 def similarity_chart(run: RunFiles, label: str, group: np.ndarray | None, found: Separation) -> Chart:
-    """Cosine of the kernels generated for each two clients; lines part the groups."""
+    """1 - cosine of the kernels generated for each two clients, on a scale of its own; lines part the groups."""
     cosine = np.array(run.detail.similarity)
+    apart, places = distance(cosine), digits(cosine)
     lines: list[dict[str, Any]] = []
     for at in borders(group):
         for colour, width in (("#000000", 3), ("#ffffff", 1.2)):
@@ -185,17 +207,31 @@ def similarity_chart(run: RunFiles, label: str, group: np.ndarray | None, found:
                 {"x0": at, "x1": at, "y0": -0.5, "y1": len(cosine) - 0.5},
             )
             lines += [{**style, **across}, {**style, **along}]
-    hover = "client %{x} and client %{y}: %{z:.6~f}<extra></extra>"
-    bar = {"thickness": 10, "title": {"text": "cosine", "side": "right"}}
-    scale = {"colorscale": cividis(1), "zmin": min(float(cosine.min()), 1 - 1e-4), "zmax": 1, "colorbar": bar}
-    trace = {"type": "heatmap", "z": [listed(row, 6) for row in cosine], **scale, "hovertemplate": hover}
+    hover = "client %{x} and client %{y}: 1 - cosine = %{z:.3e}<extra></extra>"
+    bar = {"thickness": 10, "title": {"text": "1 - cosine", "side": "top"}, "tickformat": ".1e"}
+    scale = {"colorscale": cividis(1), "reversescale": True, "zmin": 0, "zmax": float(apart.max().round(places)), "colorbar": bar}
+    trace = {"type": "heatmap", "z": [listed(row, places) for row in apart], **scale, "hovertemplate": hover}
     plain = {"showgrid": False, "zeroline": False, "constrain": "domain", "title": {"text": "client"}}
     layout = {"xaxis": plain, "yaxis": {**plain, "autorange": "reversed", "scaleanchor": "x"}, "shapes": lines}
-    alt = f"Mean cosine of two different clients {found.overall:.3f}" + (
-        f"; within a group {found.within:.3f}, between groups {found.between:.3f}." if group is not None else "."
+    alt = f"Mean of 1 - cosine over two different clients {1 - found.overall:.2e}" + (
+        f"; within a group {1 - found.within:.2e}, between groups {1 - found.between:.2e}." if group is not None else "."
     )
-    title = f"Similarity of generated kernels: {label}, seed {run.config['seed']}"
-    return Chart(title, alt, [trace], layout, square=True, note="White lines: borders of the groups." if lines else "")
+    note = "Light: alike. Each picture has a scale of its own." + (" White lines: borders of the groups." if lines else "")
+    note += f" Kept with {places} digits, so in steps of 1e-{places}." if places < 10 else ""
+    title = f"Difference of generated kernels: {label}, seed {run.config['seed']}"
+    return Chart(title, alt, [trace], layout, square=True, note=note)
+
+
+def short_names(labels: Sequence[str]) -> dict[str, str]:
+    """Long names cut in the middle, each as long as it takes to tell it from the others."""
+    out = {name: name for name in labels}
+    for name in (n for n in labels if len(n) > LONG):
+        for room in range(LONG, len(name)):
+            cut = f"{name[: room // 2 - 1].rstrip()}…{name[-((room - 1) // 2) :].lstrip()}"
+            if cut not in out.values():
+                out[name] = cut
+                break
+    return {name: cut for name, cut in out.items() if cut != name}
 
 
 def cost_chart(groups: Sequence[Group]) -> Chart:
@@ -211,13 +247,12 @@ def cost_chart(groups: Sequence[Group]) -> Chart:
         bar = {"type": "bar", "orientation": "h", "name": role, "x": values, "y": [g.label for _, g in known], "hovertemplate": hover}
         traces.append({**bar, "meta": meta})
     alt = "; ".join(f"{g.label}: " + ", ".join(f"{r} {n:,}" for r, n in g.runs[0].detail.roles.items()) for _, g in known) + "."
-    short = {g.label: f"{g.label[: LONG - 2]}…" for _, g in known if len(g.label) > LONG}
     extra = {t["name"] for t in traces} & {"stats", "other"}
     layout = {
         "barmode": "stack",
         "height": 130 + 30 * len(known),
-        "xaxis": {"title": {"text": "elements up + down, one client and round"}, "rangemode": "tozero"},
-        "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category", "labelalias": short},
+        "xaxis": {"title": {"text": "elements up + down,<br>one client and round"}, "rangemode": "tozero"},
+        "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category", "labelalias": short_names([g.label for _, g in known])},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "margin": {"t": 34},
         "showlegend": True,

@@ -29,7 +29,7 @@ from hyperfed.report.labels import plot_label_distribution
 from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.seeds import Group, group_by_seed, plot_groups
-from hyperfed.report.similarity import group_of_clients, plot_similarity, separation
+from hyperfed.report.similarity import digits, group_of_clients, legible, plot_similarity, separation
 from hyperfed.report.tables import describe_data
 from hyperfed.run.config import flat, identity
 
@@ -155,19 +155,25 @@ def _labels(runs: Sequence[RunFiles]) -> list[Block]:
 
 
 def _similarity(groups: Sequence[Group]) -> list[Block]:
-    rows, charts = [], []
+    rows: list[list[str]] = []
+    charts: list[Block] = []
     for g in groups:
         shown = False
         for run in (r for r in g.runs if r.detail.similarity):
-            group = group_of_clients(run.config)
-            number = separation(np.array(run.detail.similarity), group)
-            rows.append([g.label, f"{run.config['seed']}", *("-" if np.isnan(v) else f"{v:.4f}" for v in number[:3])])
-            rows[-1].append("-" if np.isnan(number.difference) else f"{number.difference:+.2g}")
-            charts += [] if shown else [similarity_chart(run, g.label, group, number)]
+            cosine, group = np.array(run.detail.similarity), group_of_clients(run.config)
+            number, places = separation(cosine, group), digits(cosine)
+            apart = [*(1 - v for v in number[:3]), number.difference]
+            known = ["-" if np.isnan(v) else f"{v:.2e}" if legible(cosine) else "too small" for v in apart]
+            rows.append([g.label, f"{run.config['seed']}", *known, f"{places}"])
+            if not shown and legible(cosine):
+                charts.append(similarity_chart(run, g.label, group, number))
+            elif not shown:
+                charts.append(f"{g.label}, seed {run.config['seed']}: cosines kept with {places} digits, too few to show a difference.")
             shown = True
-    columns = ("method", "seed", "all pairs", "within a group", "between groups", "within minus between")
-    note = "Mean cosine of the kernels generated for two different clients. Groups: clients of the same classes (partition 'groups' only)."
-    return [Table("Mean similarity", columns, rows, note), *charts]
+    columns = ("method", "seed", "all pairs", "within a group", "between groups", "between minus within", "digits kept")
+    note = "Mean of 1 - cosine of the kernels generated for two different clients: 0 where they are the same. Groups: clients of the same "
+    note += "classes (partition 'groups' only)."
+    return [Table("Mean difference of generated kernels", columns, rows, note), *charts]
 
 
 def _cost(groups: Sequence[Group]) -> list[Block]:

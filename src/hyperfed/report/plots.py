@@ -2,16 +2,46 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.tables import title
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")  # Okabe-Ito
 DASHES = ("-", "--", "-.", ":")
+
+
+def headed(axes: Axes, text: str) -> None:
+    """A title over the axes whose long lines are broken, so that the picture's edge cuts nothing off."""
+    room = int(15 * axes.figure.get_figure(root=True).get_figwidth()) - 12
+    axes.set_title("\n".join(fill(line, room) for line in text.split("\n")), fontsize=8, loc="left")
+
+
+def legend_below(axes: Axes) -> None:
+    """The legend below the axes, where it covers no line; the figure grows by its height."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 1 if max(map(len, labels), default=0) > 42 else 2 if max(map(len, labels), default=0) > 22 else 4
+    figure = axes.figure.get_figure(root=True)
+    figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
+
+
+def plain_powers(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5, 10, ... written out."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def silence(run: RunFiles) -> str:
+    """Why a run has no payload."""
+    return "pools the data of all clients" if run.config["method"]["name"] == "centre" else "sends nothing"
 
 
 def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str) -> Path:
@@ -32,15 +62,16 @@ def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str) -> Path:
     silent = [run for run in runs if over == "bytes" and run.last["bytes"] == 0]
     for run in silent:
         value = 100 * (run.last["after"] or run.last["before"])["mean"]
-        axes.axhline(value, color="#777777", linestyle=":", label=f"{run.label} (sends nothing)")
+        axes.axhline(value, color="#777777", linestyle=":", label=f"{run.label} ({silence(run)})")
     axes.set_xlabel("round" if over == "round" else "payload sent so far, all clients (MB)")
     if over == "bytes":
         axes.set_xscale("log")
+        plain_powers(axes.xaxis)
     axes.set_ylabel("mean personalised accuracy (%)")
-    axes.set_title(title(runs) + "\nlines: before fine-tuning, rings: after", fontsize=8, loc="left")
+    headed(axes, title(runs) + "\nlines: before fine-tuning, rings: after")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path

@@ -1,7 +1,7 @@
 'use strict';
 const SYMBOLS = ['circle', 'square', 'triangle-up', 'diamond', 'triangle-down', 'cross', 'x', 'star'];
 const GLYPHS = ['●', '■', '▲', '◆', '▼', '✚', '✖', '★'];
-const DASHES = ['solid', 'dash', 'dashdot', 'dot'];
+const DASHES = ['solid', 'dash', 'dashdot', 'longdash'];
 const PATTERNS = ['', '/', 'x', '\\', '-', '|', '+', '.'];
 const BANDS = 8; // bands of more methods than that hide the lines
 const PRINT_WIDTH = 660; // CSS pixels across an A4 page within its margins
@@ -17,12 +17,13 @@ function colour(name) {
   return value;
 }
 
-/** What the buttons of a chart's section say: hidden methods and the kind of accuracy. */
-function choices(element) {
+/** What the buttons of a chart's section say: hidden methods and the kind of accuracy; until one is pressed, the kind may be the chart's own. */
+function choices(element, own) {
   const scope = element.closest('.scope') ?? document.body;
   const off = [...scope.querySelectorAll('.method[aria-pressed="false"]')].map((b) => Number(b.dataset.method));
   const shown = scope.querySelectorAll('.method[aria-pressed="true"]').length;
-  return {hidden: new Set(off), shown, kind: scope.querySelector('.kind[aria-pressed="true"]')?.dataset.kind ?? 'both'};
+  const pressed = scope.querySelector('.kind[aria-pressed="true"]')?.dataset.kind;
+  return {hidden: new Set(off), shown, kind: (scope.dataset.chosen ? undefined : own) ?? pressed ?? 'both'};
 }
 
 /** One trace with its colours, marker and points: those of hidden methods, and those a logarithmic axis has no place for, are left out. */
@@ -34,7 +35,7 @@ function painted(original, {hidden, shown, kind}, log, inks) {
     trace.visible = !hidden.has(meta.method) && (kind === 'both' || !meta.kind || meta.kind === kind);
     trace.line = {width: 2, ...trace.line, color: own};
     if (trace.mode !== 'none') trace.line.dash ??= DASHES[Math.floor(meta.method / 8) % 4];
-    if (meta.kind === 'after' && kind === 'both') trace.line.dash = 'dot';
+    if (meta.kind === 'after' && kind === 'both' && meta.method < 8) trace.line.dash = 'dot'; // the next eight have these colours again
     const symbol = SYMBOLS[meta.method % 8];
     trace.marker = {size: 6, ...trace.marker, color: own, symbol: meta.kind === 'after' ? `${symbol}-open` : symbol};
     if (trace.fill) trace.visible &&= shown <= BANDS;
@@ -65,7 +66,7 @@ function draw({element, spec, button}, width) {
   inks.paper = colour('paper');
   const [ink, line, panel] = ['ink', 'line', 'panel'].map(colour);
   const log = button?.getAttribute('aria-pressed') === 'true' ? spec.log : '';
-  const traces = spec.traces.map((t) => painted(t, choices(element), log, inks));
+  const traces = spec.traces.map((t) => painted(t, choices(element, spec.layout.meta?.kind), log, inks));
   const axis = {gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true};
   const layout = structuredClone(spec.layout);
   for (const name of ['x', 'y']) {
@@ -79,6 +80,7 @@ function draw({element, spec, button}, width) {
   const wide = width ?? element.clientWidth;
   layout.width = spec.square ? Math.min(wide, 600) : wide;
   layout.height = spec.square ? 0.85 * layout.width : layout.height ?? (width ? 300 : Math.max(280, Math.min(400, wide * 0.75)));
+  if (element._fullLayout && element._fullLayout.width !== layout.width) Plotly.purge(element); // else margins stay those of the old width
   return Plotly.react(element, traces, layout, {displayModeBar: false, responsive: false});
 }
 
@@ -97,6 +99,7 @@ function listen() {
     const on = button.getAttribute('aria-pressed') !== 'true';
     if (button.classList.contains('kind')) {
       button.parentElement.querySelectorAll('.kind').forEach((b) => press(b, b === button));
+      (button.closest('.scope') ?? document.body).dataset.chosen = 'yes';
     } else if (button.classList.contains('all')) {
       const methods = [...button.parentElement.querySelectorAll('.method')];
       const some = methods.some((b) => b.getAttribute('aria-pressed') === 'false');
@@ -136,7 +139,7 @@ async function start() {
   document.querySelectorAll('.method').forEach((button) => {
     const i = Number(button.dataset.method);
     button.style.setProperty('--own', `var(--c${i % 8})`);
-    button.querySelector('i').textContent = GLYPHS[i % 8] + (i < 8 ? '' : ['', '╌', '-·', '··'][Math.floor(i / 8) % 4]);
+    button.querySelector('i').textContent = GLYPHS[i % 8] + (i < 8 ? '' : ['', '╌', '-·', '—'][Math.floor(i / 8) % 4]);
   });
   const library = document.getElementById('library');
   if (library) {
