@@ -221,6 +221,7 @@ def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list
     paths = []
     for name, groups in sections.items():
         firsts = [g.runs[0] for g in groups]
+        alike = [g for g in groups if g.runs[0].detail.similarity]
         for ending in ("png", "svg"):
 
             def at(what: str, name: str = name, ending: str = ending) -> Path:
@@ -231,16 +232,16 @@ def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list
                 for kind in KINDS:
                     curves = [g for g in part if len(g.curve(kind)[0]) > 1]
                     paths += [plot_groups(curves, at(f"accuracy_{kind}{number}"), kind, name)] if curves else []
-                paths.append(plot_accuracy([g.runs[0] for g in part], at(f"accuracy_over_bytes{number}"), "bytes"))
+                over_bytes = at(f"accuracy_over_bytes{number}")
+                paths.append(plot_accuracy([g.runs[0] for g in part], over_bytes, "bytes", [g.label for g in part]))
             counted = next((r for r in firsts if r.detail.label_counts), None)
             if counted:
                 counts = np.array(counted.detail.label_counts)
                 paths.append(plot_label_distribution(counts, counted.detail.class_names, at("labels")))
-            for run in (r for r in firsts if r.detail.similarity):
-                caption = f"{run.label}, {name}, seed {run.config['seed']}"
-                where = at(
-                    "similarity" if sum(bool(r.detail.similarity) for r in firsts) == 1 else f"similarity_{_name(run.label, True, 's')}"
-                )
+            for i, g in enumerate(alike):
+                run = g.runs[0]
+                caption = f"{g.label}, {name}, seed {run.config['seed']}"
+                where = at(f"similarity_{i + 1}" if len(alike) > 1 else "similarity")
                 paths.append(plot_similarity(np.array(run.detail.similarity), group_of_clients(run.config), where, caption))
     return paths
 

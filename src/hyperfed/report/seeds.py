@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hyperfed.core import UserError
-from hyperfed.report.plots import COLOURS, DASHES
+from hyperfed.report.plots import COLOURS, DASHES, headed, legend_below
 from hyperfed.report.runs import RunFiles
 from hyperfed.run.config import identity
 
@@ -82,10 +82,10 @@ def plot_groups(groups: Sequence[Group], path: Path, which: str, title: str) -> 
         axes.fill_between(rounds, y.min(0), y.max(0), color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("round")
     axes.set_ylabel(f"mean personalised accuracy {which} fine-tuning (%)")
-    axes.set_title(title, fontsize=9, loc="left")
+    headed(axes, title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    legend_below(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
