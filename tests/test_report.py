@@ -88,6 +88,14 @@ def test_runs_of_unequal_length_are_compared_where_all_of_them_are(tmp_path: Pat
     assert (row["before"], row["bytes_total"], row["cpu_seconds"]) == pytest.approx((60, 2000, 2))
 
 
+def test_what_presets_refer_to_does_not_part_seeds(tmp_path: Path) -> None:
+    """``dataset.paper`` came with a later version: the third seed of a setting stays its third seed."""
+    runs = [made(tmp_path, seed, [5, 6]) for seed in (1, 2)]
+    runs[1].config["dataset"]["paper"] = {"rounds": 90}
+    (group,) = group_by_seed(runs)
+    assert [r.config["seed"] for r in group.runs] == [1, 2]
+
+
 def test_methods_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [made(tmp_path, 1, [7, 9]), made(tmp_path, 1, [7, 9], "optim.lr=0.5")]
     labels = [g.label for g in distinct(group_by_seed(runs))]

@@ -49,7 +49,8 @@ def group_by_seed(runs: Sequence[RunFiles]) -> list[Group]:
     """Group runs by everything but the seed, in order of appearance. Two runs of one seed are refused."""
     groups: dict[str, list[RunFiles]] = {}
     for run in runs:
-        key: dict[str, Any] = {k: v for k, v in identity(run.config).items() if k != "seed"}
+        known = identity(run.config).items()  # dataset.paper holds what presets refer to: no setting of a run
+        key: dict[str, Any] = {k: v for k, v in known if k != "seed" and not k.startswith("dataset.paper.")}
         mates = groups.setdefault(f"{run.label} {sorted(key.items(), key=str)}", [])
         if any(m.config["seed"] == run.config["seed"] for m in mates):
             raise UserError(f"{run.folder} repeats seed {run.config['seed']} of {run.label}: one run per seed.")
