@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from hyperfed.cli import main
 from hyperfed.core import UserError
+from hyperfed.report.html_load import check
 from hyperfed.report.runs import keep, read_run
 from made_runs import made
+from runs import small_run
 
 DAMAGES: dict[str, tuple[tuple[str | int, ...], Any, str]] = {  # where, what is there instead (... for nothing), how the sentence goes on
     "a list": ((), [], "it holds no configuration and no evaluations"),
@@ -67,3 +70,26 @@ def test_a_damaged_run_is_named_left_out_and_counted(kind: str, tmp_path: Path, 
     assert "1 of 2 files could not be read and are left out." in (tmp_path / "a.html").read_text()
     assert main(["report", str(paths[0]), "-o", str(tmp_path / "none.html")]) == 2
     assert "none of the 1 runs could be read" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder."""
+    folder = tmp_path_factory.mktemp("played") / "run"
+    small_run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "run.json", "ledger.csv"])
+@pytest.mark.parametrize("content", [b"{\n", b"\xff\n", b"[]\n", b""])
+def test_a_damaged_folder_is_one_sentence_for_every_command(name: str, content: bytes, played: Path, tmp_path: Path) -> None:
+    """``hyperfed compare``, ``keep`` and ``report`` all read folders by ``read_run``."""
+    shutil.copytree(played, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(content)
+    try:
+        run = read_run(tmp_path / "run")
+    except UserError as problem:
+        assert str(tmp_path / "run") in str(problem) and "\n" not in str(problem)
+    else:
+        with pytest.raises(ValueError):
+            check(run)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hyperfed.core import Traffic, UserError
 from hyperfed.core.files import write_text
-from hyperfed.run.ledger import per_client_and_round, read_ledger, read_roles, roles_per_client_and_round, totals_by_round
+from hyperfed.run.ledger import HEADER, per_client_and_round, read_ledger, read_roles, roles_per_client_and_round, totals_by_round
 
 
 @dataclass(frozen=True)
@@ -118,22 +118,35 @@ def _read_kept(path: Path) -> RunFiles:
 
 
 def read_run(folder: str | Path) -> RunFiles:
-    """Read a run's folder (a torn last line is left out) or the JSON file :func:`keep` made of it."""
+    """Read a run's folder (a torn last line is left out) or the JSON file :func:`keep` made of it.
+
+    Raises ``UserError`` for what is no run.
+    """
+    from hyperfed.report.html_load import reason
+
     folder = Path(folder)
     if folder.suffix == ".json" and not folder.is_dir():
         return _read_kept(folder)
     if folder.is_file():
         raise UserError(f"{str(folder)!r} is neither a run's folder nor a kept run (.json).")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        ledger = read_ledger(folder / "ledger.csv")
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return _read_folder(folder)
     except FileNotFoundError as problem:
         raise UserError(f"{str(folder)!r} is not a run's folder: {Path(problem.filename).name} is missing.") from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
+        raise UserError(f"{str(folder)!r} is not a run's folder: {reason(problem)}.") from None
+
+
+def _read_folder(folder: Path) -> RunFiles:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    if not (folder / "ledger.csv").read_text(encoding="utf-8").startswith(",".join(HEADER)):
+        raise ValueError("ledger.csv does not begin with the names of its columns")
+    ledger = read_ledger(folder / "ledger.csv")
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     evaluations = [line for line in (json.loads(text) for text in lines if text.endswith("\n")) if "before" in line]
     if not evaluations:
-        raise UserError(f"{str(folder)!r} has no evaluation yet.")
+        raise ValueError("it has no evaluation yet")
     return RunFiles(
         folder, config, evaluations, per_client_and_round(ledger), facts, _read_detail(folder, ledger, evaluations[-1]["round"])
     )
