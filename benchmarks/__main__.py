@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import allocator
 from hyperfed.core import ALL, Model, Round
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.optim import Optim
@@ -271,6 +272,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "overhead": lambda a: overhead(a.repeat),
     "tiny": lambda a: tiny_clients(a.repeat),
     "memory": lambda a: memory(),
+    "allocator": lambda a: allocator.rows(a.repeat),
     "runs": lambda a: whole_runs(a.data_root),
 }
 

@@ -10,7 +10,6 @@ import pytest
 
 from hyperfed.cli import main
 from hyperfed.core import UserError
-from hyperfed.report.html_load import check
 from hyperfed.report.runs import keep, read_run
 from made_runs import made
 from runs import small_run
@@ -86,10 +85,7 @@ def test_a_damaged_folder_is_one_sentence_for_every_command(name: str, content: 
     """``hyperfed compare``, ``keep`` and ``report`` all read folders by ``read_run``."""
     shutil.copytree(played, tmp_path / "run")
     (tmp_path / "run" / name).write_bytes(content)
-    try:
-        run = read_run(tmp_path / "run")
-    except UserError as problem:
-        assert str(tmp_path / "run") in str(problem) and "\n" not in str(problem)
-    else:
-        with pytest.raises(ValueError):
-            check(run)
+    with pytest.raises(UserError) as told:
+        read_run(tmp_path / "run")
+    assert str(told.value).startswith(f"'{tmp_path / 'run'}' is not a run's folder: ") and "\n" not in str(told.value)
+    assert main(["compare", str(tmp_path / "run"), "-o", str(tmp_path / "out")]) == 2

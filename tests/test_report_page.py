@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from browsing import Opened, drawn, opened
 from hyperfed.evidence.plans import TABLE2
 from hyperfed.report.html import Chart, Legend, Section, build_page
 from hyperfed.report.html_charts import ROLES, cost_chart
@@ -47,15 +48,6 @@ CONTRAST = """() => {
 }"""
 
 
-@dataclass
-class Opened:
-    """A page in a browser, and what it did."""
-
-    page: Any
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two methods of two seeds on groups of clients, and one more on other data."""
@@ -83,29 +75,9 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-def opened(browser: Any, html: Path, **context: Any) -> Opened:
-    out = Opened(browser.new_context(**context).new_page())
-    out.page.on("console", lambda message: out.said.append(message.text))
-    out.page.on("pageerror", lambda error: out.said.append(str(error)))
-    out.page.on("request", lambda request: out.asked.append(request.url))
-    out.page.goto(html.as_uri())
-    out.page.wait_for_selector("html[data-ready]", timeout=60_000)
-    return out
-
-
 @pytest.fixture(scope="module")
 def desktop(browser: Any, html: Path) -> Opened:
     return opened(browser, html, viewport={"width": 1200, "height": 900}, color_scheme="light")
-
-
-def drawn(page: Any, chart: str) -> list[str]:
-    """Names of the methods whose curves are to be seen in a chart."""
-    names: list[str] = page.evaluate(
-        """(title) => [...document.querySelectorAll('#s0 .chart')].find((c) => c.textContent.includes(title))
-        .querySelector('.plot')._fullData.filter((t) => t.visible === true && t.mode !== 'none').map((t) => t.name)""",
-        chart,
-    )
-    return names
 
 
 def test_it_loads_without_an_error_or_a_request(desktop: Opened, html: Path) -> None:

@@ -15,6 +15,7 @@ def test_picture_and_numbers_of_a_run(tmp_path: Path) -> None:
     config = {
         "run": {"name": None}, "method": {"name": "pfedhn"}, "dataset": {"name": "digits"}, "partition": {"name": "pathological"},
         "hypernet": None, "num_clients": 50, "participation": 0.02, "rounds": 10, "seed": 1, "precision": "fp32",
+        "model": {"name": "mlp"}, "local": {"epochs": 1}, "data": {"fraction": 1.0},
     }  # fmt: skip
     (run / "config.json").write_text(json.dumps(config))
     lines = [
@@ -22,7 +23,7 @@ def test_picture_and_numbers_of_a_run(tmp_path: Path) -> None:
          "trainable": 200 * n, "buffers": 0, "extra": 0, "bytes": 800 * n, "seconds": n, "cpu_seconds": n}
         for n, a in ((0, 0.1), (5, 0.625))
     ]  # fmt: skip
-    (run / "run.json").write_text("{}")
+    (run / "run.json").write_text('{"identity": "1", "versions": {"hyperfed": "0"}}')
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     header = "round,client,direction,trainable,buffers,extra,bytes\n"
     (run / "ledger.csv").write_text(header + "5,3,down,100,0,0,400\n5,3,up,100,0,0,400\n")

@@ -19,8 +19,8 @@ from hyperfed.evidence.sweep import Outcome, Sweep
 from hyperfed.main import EXIT_INTERRUPTED
 from hyperfed.run.config import make_config
 
-FREE = ("data.root", "data.cache", "device")
-"""Settings that do not change what a run computes."""
+OF_THE_MACHINE = ("data.root", "data.cache", "device")
+"""Settings of :data:`hyperfed.run.config.FREE` that make sense for a whole plan."""
 LISTS = {"dataset": "datasets", "partition": "splits", "method": "methods", "seed": "seeds"}
 EPILOG = """examples:
   hyperfed reproduce table2 scale=mini data.root=DIR --jobs 2
@@ -45,10 +45,10 @@ def read_settings(settings: Sequence[str]) -> tuple[Ask, dict[str, Any]]:
             wanted[LISTS[key]] = tuple(dict.fromkeys(value.split(",")))
         elif key == "scale":
             wanted["scale"] = value
-        elif key in FREE:
+        elif key in OF_THE_MACHINE:
             free[key] = value
         else:
-            raise unknown("setting", key, ["scale", *LISTS, *FREE])
+            raise unknown("setting", key, ["scale", *LISTS, *OF_THE_MACHINE])
     if "seeds" in wanted:
         for seed in wanted["seeds"]:
             if not (seed.isascii() and seed.isdecimal()):

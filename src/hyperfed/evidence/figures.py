@@ -13,7 +13,7 @@ from hyperfed.evidence.plans import Cell
 from hyperfed.evidence.tables import ACCURACY, SPREAD, Entry, number
 from hyperfed.report.html import Table
 from hyperfed.report.plots import COLOURS, DASHES
-from hyperfed.report.similarity import borders, group_of_clients, separation
+from hyperfed.report.similarity import borders, distance, group_of_clients, separation
 
 FREE_EMBEDDINGS = "hypernet.pace.embed=1"
 
@@ -72,7 +72,7 @@ def fig3(found: dict[Cell, Entry], path: Path) -> Path | None:
             axes = grid[paces.index(pace(cell)), datasets.index(cell.dataset)]
             axes.set_axis_on()
             cosine, group = np.array(run.detail.similarity), group_of_clients(run.config)
-            image = axes.imshow(1 - cosine, cmap="cividis_r", interpolation="nearest", vmin=0.0)
+            image = axes.imshow(distance(cosine), cmap="cividis_r", interpolation="nearest", vmin=0.0)
             for at in borders(group):
                 axes.axvline(at, color="white", linewidth=1.0)
                 axes.axhline(at, color="white", linewidth=1.0)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,18 +44,13 @@ class Store:
     def _load(self, path: Path, cell: Cell) -> RunFiles | None:
         try:
             run = read_run(path)
-            whole = run.last["round"] == run.config["rounds"] and 0 <= run.last["after"]["weighted"] <= 1
-            run.facts["versions"]["hyperfed"]
         except UserError as problem:
             self._name(path, str(problem).rstrip("."))
-            return None
-        except (KeyError, TypeError, AttributeError, IndexError) as problem:
-            self._name(path, f"it does not hold a run's numbers ({type(problem).__name__} {problem})")
             return None
         if run.facts.get("identity") != cell.identity or identity_hash(run.config) != cell.identity:
             self._name(path, "it holds another run than its name says")
             return None
-        if not whole:
+        if run.last["round"] != run.config["rounds"] or run.last["after"] is None:
             self._name(path, "the run in it is not finished, or without the accuracy after fine-tuning")
             return None
         if run.per_round.trainable and {e["round"] for e in run.evaluations} - {0} - {row[0] for row in run.detail.totals}:
@@ -110,11 +106,12 @@ class Store:
         scores = {t.rate: run.last["after"]["weighted"] for t in trials if (run := self.get(t)) is not None}
         return replace(cell, rate=max(scores, key=lambda rate: scores[rate])) if scores else replace(cell, rate=trials[0].rate)
 
-    def same_version(self, runs: list[RunFiles]) -> None:
-        """Numbers of different versions are not put into one table. Raises UserError that names the odd one."""
-        seen: dict[str, RunFiles] = {}
-        for run in runs:
-            seen.setdefault(run.facts["versions"]["hyperfed"], run)
-        if len(seen) > 1:
-            told = " and ".join(f"{run.folder.name} with {version}" for version, run in seen.items())
-            raise UserError(f"results of different versions of hyperfed are not mixed into one table: {told}; repeat one of them.")
+
+def same_version(runs: Sequence[RunFiles]) -> None:
+    """Numbers of different versions are not put into one table. Raises UserError that names the odd one."""
+    seen: dict[str, RunFiles] = {}
+    for run in runs:
+        seen.setdefault(run.facts["versions"]["hyperfed"], run)
+    if len(seen) > 1:
+        told = " and ".join(f"{run.folder.name} with {version}" for version, run in seen.items())
+        raise UserError(f"results of different versions of hyperfed are not mixed into one table: {told}; repeat one of them.")

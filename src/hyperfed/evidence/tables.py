@@ -8,7 +8,7 @@ from typing import Any
 
 from hyperfed.evidence import paper
 from hyperfed.evidence.plans import TABLE2, Cell
-from hyperfed.evidence.store import Store
+from hyperfed.evidence.store import Store, same_version
 from hyperfed.evidence.sweep import rounds_done
 from hyperfed.report.html import Table
 from hyperfed.report.runs import RunFiles
@@ -68,7 +68,7 @@ def entries(cells: Sequence[Cell], store: Store, work: Path) -> dict[Cell, Entry
     for cell in cells:
         by_cell.setdefault(replace(cell, seed=0), []).append(cell)
     found = {key: _entry(key, seeds, store, work) for key, seeds in by_cell.items()}
-    store.same_version([run for entry in found.values() for run in entry.runs])
+    same_version([run for entry in found.values() for run in entry.runs])
     return found
 
 
@@ -144,8 +144,7 @@ def costs(run: RunFiles) -> dict[int, tuple[float, int]]:
     A user's cost is what the ledger has for all, over the size of the cohort: as in the paper, a user that takes part in every round.
     """
     cohort = max(1, round(run.config["participation"] * run.config["num_clients"]))
-    sent = dict.fromkeys(range(run.config["rounds"] + 1), 0) if not run.per_round.trainable else {0: 0}
-    sent |= {number: elements for number, elements, _ in run.detail.totals}
+    sent = {0: 0} | {number: elements for number, elements, _ in run.detail.totals}
     reached: dict[int, tuple[float, int]] = {}
     for e in run.evaluations:
         for level in LEVELS:

@@ -152,7 +152,7 @@ def _block(block: Block, level: int) -> str:
 
 
 def _table(table: Table) -> str:
-    style = ' style="text-align: left; white-space: normal"' if table.text else ""
+    style = ' class="words"' if table.text else ""
     head = "".join(f'<th scope="col"{style}>{escape(c)}</th>' for c in table.columns)
     cells = ("".join(f"<td{style}>{_cell(c)}</td>" for c in r[1:]) for r in table.rows)
     rows = "".join(f'<tr><th scope="row">{escape(r[0])}</th>{row}</tr>\n' for r, row in zip(table.rows, cells, strict=True))

@@ -156,6 +156,8 @@ def reason(problem: Exception) -> str:
             return f"no valid JSON ({problem.msg[0].lower()}{problem.msg[1:]}, line {problem.lineno}, column {problem.colno})"
         case UnicodeDecodeError():
             return "no text in UTF-8"
+        case FileNotFoundError():
+            return f"{Path(problem.filename).name} is missing"
         case OSError():
             return str(problem.strerror)
         case KeyError():
@@ -168,14 +170,9 @@ def load(paths: Sequence[str | Path]) -> tuple[list[RunFiles], list[str]]:
     runs, damaged = [], []
     for path in found(paths):
         try:
-            run = read_run(path)
-            if path.is_dir():
-                check(run)
-            runs.append(run)
+            runs.append(read_run(path))
         except UserError as problem:
             damaged.append(str(problem))
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
-            damaged.append(f"{str(path)!r} is not a run's folder: {reason(problem)}.")
     if not runs:
         raise UserError(f"none of the {len(damaged)} runs could be read; the first: {damaged[0]}")
     return runs, damaged

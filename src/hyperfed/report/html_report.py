@@ -44,13 +44,6 @@ def settings(runs: Sequence[RunFiles]) -> dict[str, list[Group]]:
     return {name: distinct(groups) for name, groups in out.items()}
 
 
-def refuse_mixed_versions(groups: Sequence[Group]) -> None:
-    """Numbers of different versions are not put beside one another, as ``hyperfed reproduce`` has it, too."""
-    from hyperfed.evidence.store import Store  # it brings Hydra, which takes its time
-
-    Store(Path()).same_version([run for g in groups for run in g.runs])
-
-
 def local_of(groups: Sequence[Group]) -> Group | None:
     """The first group of clients that train alone, without a hypernetwork."""
     alone = (g for g in groups if g.runs[0].config["method"]["name"] == "local" and not g.runs[0].config.get("hypernet"))
@@ -265,10 +258,12 @@ def report(
 ) -> tuple[list[Path], list[str]]:
     """Write the page (and figures, tables) of ``paths``; returns what was written and a sentence for each run left out."""
     runs, damaged = load(paths)
+    from hyperfed.evidence.store import same_version  # it brings Hydra, which takes its time
+
     results, trials = without_trials(runs)
     sections = settings(results)
     for groups in sections.values():
-        refuse_mixed_versions(groups)
+        same_version([run for g in groups for run in g.runs])
     lead: list[Block] = []
     if damaged:
         lead.append(Caution(f"{len(damaged)} of {len(damaged) + len(runs)} files could not be read and are left out. {' '.join(damaged)}"))

@@ -100,41 +100,34 @@ def keep(run: RunFiles, folder: Path) -> Path:
 
 
 def _read_kept(path: Path) -> RunFiles:
-    from hyperfed.report.html_load import check, reason  # which reads runs by this module
-
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(kept, dict):
-            raise ValueError("it holds no configuration and no evaluations")
-        for name, known in (("per_round", Traffic._fields), ("detail", Detail.__dataclass_fields__)):
-            part = kept[name] if name == "per_round" else kept.setdefault(name, {})
-            if not isinstance(part, dict) or not part.keys() <= set(known):
-                raise ValueError(f"{name} holds something else than {', '.join(known)}")
-        run = RunFiles(path, kept["config"], kept["evaluations"], Traffic(**kept["per_round"]), kept["facts"], Detail(**kept["detail"]))
-        check(run)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"{str(path)!r} is not a kept run: {reason(problem)}.") from None
-    return run
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(kept, dict):
+        raise ValueError("it holds no configuration and no evaluations")
+    for name, known in (("per_round", Traffic._fields), ("detail", Detail.__dataclass_fields__)):
+        part = kept[name] if name == "per_round" else kept.setdefault(name, {})
+        if not isinstance(part, dict) or not part.keys() <= set(known):
+            raise ValueError(f"{name} holds something else than {', '.join(known)}")
+    return RunFiles(path, kept["config"], kept["evaluations"], Traffic(**kept["per_round"]), kept["facts"], Detail(**kept["detail"]))
 
 
 def read_run(folder: str | Path) -> RunFiles:
-    """Read a run's folder (a torn last line is left out) or the JSON file :func:`keep` made of it.
+    """Read a run's folder (a torn last line is left out) or the JSON file :func:`keep` made of it, and check that it holds a run's numbers.
 
     Raises ``UserError`` for what is no run.
     """
-    from hyperfed.report.html_load import reason
+    from hyperfed.report.html_load import check, reason  # which reads runs by this module
 
     folder = Path(folder)
-    if folder.suffix == ".json" and not folder.is_dir():
-        return _read_kept(folder)
-    if folder.is_file():
+    kept = folder.suffix == ".json" and not folder.is_dir()
+    if not kept and folder.is_file():
         raise UserError(f"{str(folder)!r} is neither a run's folder nor a kept run (.json).")
     try:
-        return _read_folder(folder)
-    except FileNotFoundError as problem:
-        raise UserError(f"{str(folder)!r} is not a run's folder: {Path(problem.filename).name} is missing.") from None
+        run = _read_kept(folder) if kept else _read_folder(folder)
+        check(run)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
-        raise UserError(f"{str(folder)!r} is not a run's folder: {reason(problem)}.") from None
+        kind = "kept run" if kept else "run's folder"
+        raise UserError(f"{str(folder)!r} is not a {kind}: {reason(problem)}.") from None
+    return run
 
 
 def _read_folder(folder: Path) -> RunFiles:
