@@ -222,7 +222,7 @@ def test_figures_are_written_twice(kept: Path, tmp_path: Path) -> None:
     figures, tables = tmp_path / "figures", tmp_path / "tables"
     assert main(["report", str(kept), "-o", str(tmp_path / "a.html"), "--figures", str(figures), "--tables", str(tables)]) == 0
     names = {p.stem for p in figures.iterdir()}
-    assert names == {"accuracy_before", "accuracy_after", "accuracy_over_bytes", "labels"}
+    assert names == {f"accuracy_{kind}_over_{over}" for kind in ("before", "after") for over in ("rounds", "bytes")} | {"labels"}
     for name in names:
         assert ElementTree.parse(figures / f"{name}.svg").getroot().tag.endswith("svg")
         with Picture.open(figures / f"{name}.png") as picture:

@@ -35,24 +35,18 @@ def cividis(power: float) -> list[list[Any]]:
     return [[float(t**power), to_hex(colormaps["cividis"](t))] for t in steps]
 
 
-def megabytes(group: Group, rounds: Sequence[int]) -> list[float]:
-    """Payload of all clients up to each of ``rounds``, the mean over seeds, in MB."""
-    sent = [{e["round"]: e["bytes"] / 1e6 for e in run.evaluations} for run in group.runs]
-    return [float(np.mean([s[r] for s in sent])) for r in rounds]
-
-
 def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
     """Mean personalised accuracy over "rounds" or over "bytes": mean over seeds as a line, least to greatest as a band."""
     traces: list[dict[str, Any]] = []
-    silent = [g for g in groups if over == "bytes" and all(r.last["bytes"] == 0 for r in g.runs)]
-    spoken = [m for g in groups if g not in silent for m in megabytes(g, g.curve("before")[0])] or [0.0, 1.0]
+    silent = [g for g in groups if over == "bytes" and g.silent]
+    spoken = [m for g in groups if g not in silent for m in g.megabytes(g.curve("before")[0])] or [0.0, 1.0]
     for i, group in enumerate(groups):
         for kind in KINDS:
             rounds, y = group.curve(kind)
             if not rounds:
                 continue
             meta = {"method": i, "kind": kind}
-            x: Sequence[float] = rounds if over == "rounds" else megabytes(group, rounds)
+            x: Sequence[float] = rounds if over == "rounds" else group.megabytes(rounds)
             if group in silent:
                 x, y = [min((m for m in spoken if m > 0), default=0.0), max(spoken)], y[:, [-1, -1]]
                 extra: dict[str, Any] = {

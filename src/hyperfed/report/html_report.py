@@ -20,13 +20,11 @@ from hyperfed.report.html_charts import (
     each_client,
     gains_chart,
     labels_chart,
-    megabytes,
     ranked,
     similarity_chart,
 )
 from hyperfed.report.html_load import load, without_trials
 from hyperfed.report.labels import plot_label_distribution
-from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.seeds import Group, group_by_seed, plot_groups
 from hyperfed.report.similarity import digits, group_of_clients, legible, plot_similarity, separation
@@ -98,7 +96,7 @@ def _curve_table(groups: Sequence[Group]) -> Table:
         rounds, y = g.curve("before")
         tuned, z = g.curve("after")
         after = dict(zip(tuned, z.mean(0), strict=True))
-        for r, sent, value in zip(rounds, megabytes(g, rounds), y.mean(0), strict=True):
+        for r, sent, value in zip(rounds, g.megabytes(rounds), y.mean(0), strict=True):
             rows.append([g.label, f"{r}", f"{sent:,.3f}", f"{value:.1f}", f"{after[r]:.1f}" if r in after else "-"])
     return Table("Numbers of both charts", ("method", "round", "MB so far", "before: mean %", "after: mean %"), rows, folded=True)
 
@@ -224,9 +222,11 @@ def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list
                 part, number = groups[start : start + PER_FIGURE], f"_{start // PER_FIGURE + 1}" if len(groups) > PER_FIGURE else ""
                 for kind in KINDS:
                     curves = [g for g in part if len(g.curve(kind)[0]) > 1]
-                    paths += [plot_groups(curves, at(f"accuracy_{kind}{number}"), kind, name)] if curves else []
-                over_bytes = at(f"accuracy_over_bytes{number}")
-                paths.append(plot_accuracy([g.runs[0] for g in part], over_bytes, "bytes", [g.label for g in part]))
+                    paths += [
+                        plot_groups(curves, at(f"accuracy_{kind}_over_{over}{number}"), kind, name, over)
+                        for over in ("rounds", "bytes")
+                        if curves
+                    ]
             counted = next((r for r in firsts if r.detail.label_counts), None)
             if counted:
                 counts = np.array(counted.detail.label_counts)

@@ -44,9 +44,8 @@ def silence(run: RunFiles) -> str:
     return "pools the data of all clients" if run.config["method"]["name"] == "centre" else "sends nothing"
 
 
-def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str, labels: Sequence[str] = ()) -> Path:
-    """Mean personalised accuracy of all clients before fine-tuning ``over`` "round" or "bytes", rings: after it; ``labels`` for names."""
-    names = dict(zip((run.folder for run in runs), labels or [run.label for run in runs], strict=True))
+def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str) -> Path:
+    """Mean personalised accuracy of all clients before fine-tuning ``over`` "round" or "bytes", rings: after it."""
     figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Axes = figure.add_subplot()
@@ -57,13 +56,13 @@ def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str, labels: Seque
         x = [e["round"] if over == "round" else e["bytes"] / 1e6 for e in lines]
         y = [100 * e["before"]["mean"] for e in lines]
         colour, dash = COLOURS[i % len(COLOURS)], DASHES[(i // len(COLOURS)) % len(DASHES)]
-        axes.plot(x, y, dash, color=colour, label=names[run.folder], linewidth=1.8, marker=".", markersize=4)
+        axes.plot(x, y, dash, color=colour, label=run.label, linewidth=1.8, marker=".", markersize=4)
         tuned = [(a, 100 * e["after"]["mean"]) for a, e in zip(x, lines, strict=True) if e["after"]]
         axes.plot(*zip(*tuned, strict=True), "o", color=colour, fillstyle="none", markersize=8) if tuned else None
     silent = [run for run in runs if over == "bytes" and run.last["bytes"] == 0]
     for run in silent:
         value = 100 * (run.last["after"] or run.last["before"])["mean"]
-        axes.axhline(value, color="#777777", linestyle=":", label=f"{names[run.folder]} ({silence(run)})")
+        axes.axhline(value, color="#777777", linestyle=":", label=f"{run.label} ({silence(run)})")
     axes.set_xlabel("round" if over == "round" else "payload sent so far, all clients (MB)")
     if over == "bytes":
         axes.set_xscale("log")

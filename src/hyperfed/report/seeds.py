@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hyperfed.core import UserError
-from hyperfed.report.plots import COLOURS, DASHES, headed, legend_below
+from hyperfed.report.plots import COLOURS, DASHES, headed, legend_below, plain_powers, silence
 from hyperfed.report.runs import RunFiles
 from hyperfed.run.config import identity
 
@@ -38,6 +38,16 @@ class Group:
         series = [{e["round"]: 100 * e[which][value] for e in run.evaluations if e[which]} for run in self.runs]
         rounds = sorted(set.intersection(*(set(s) for s in series)))
         return rounds, np.array([[s[r] for r in rounds] for s in series])
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was sent."""
+        return all(run.last["bytes"] == 0 for run in self.runs)
+
+    def megabytes(self, rounds: Sequence[int]) -> list[float]:
+        """Payload of all clients up to each of ``rounds``, the mean over seeds, in MB."""
+        sent = [{e["round"]: e["bytes"] / 1e6 for e in run.evaluations} for run in self.runs]
+        return [float(np.mean([s[r] for s in sent])) for r in rounds]
 
     def final(self, which: str, value: str = "mean") -> str:
         """``95.1 ± 0.4`` at the last common round; the spread is the sample standard deviation over seeds."""
@@ -71,19 +81,31 @@ def seeds_table(groups: Sequence[Group]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot_groups(groups: Sequence[Group], path: Path, which: str, title: str) -> Path:
-    """Mean over seeds as a line, least to greatest as a band; accuracy ``which`` ("before" or "after") fine-tuning over rounds."""
+def plot_groups(groups: Sequence[Group], path: Path, which: str, title: str, over: str = "rounds") -> Path:
+    """Accuracy ``which`` ("before" or "after") fine-tuning ``over`` "rounds" or "bytes".
+
+    The mean over seeds is a line, least to greatest a band. Bytes are the payload of all clients, the mean over seeds; a method that sends
+    nothing is a level line at its last accuracy.
+    """
     figure = Figure(figsize=(6.8, 4.2), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Axes = figure.add_subplot()
     for i, g in enumerate(groups):
         rounds, y = g.curve(which)
+        name = f"{g.label} ({y[:, -1].mean():.1f})"
         colour, dash = COLOURS[i % len(COLOURS)], DASHES[(i // len(COLOURS)) % len(DASHES)]
-        axes.plot(rounds, y.mean(0), dash, color=colour, label=f"{g.label} ({y[:, -1].mean():.1f})", linewidth=1.8)
-        axes.fill_between(rounds, y.min(0), y.max(0), color=colour, alpha=0.12, linewidth=0)
-    axes.set_xlabel("round")
+        if over == "bytes" and g.silent:
+            axes.axhline(y[:, -1].mean(), color=colour, linestyle=":", label=f"{name}, {silence(g.runs[0])}")
+            continue
+        x, sent = (rounds, slice(None)) if over == "rounds" else (g.megabytes(rounds), slice(rounds[0] == 0, None))
+        axes.plot(x[sent], y.mean(0)[sent], dash, color=colour, label=name, linewidth=1.8)
+        axes.fill_between(x[sent], y.min(0)[sent], y.max(0)[sent], color=colour, alpha=0.12, linewidth=0)
+    axes.set_xlabel("round" if over == "rounds" else "payload of all clients so far (MB)")
+    if over == "bytes":
+        axes.set_xscale("log")
+        plain_powers(axes.xaxis)
     axes.set_ylabel(f"mean personalised accuracy {which} fine-tuning (%)")
-    headed(axes, title)
+    headed(axes, title + ("\nlines: mean over seeds, bands: least to greatest" if any(len(g.runs) > 1 for g in groups) else ""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     legend_below(axes)
