@@ -78,14 +78,15 @@ def fig3(found: dict[Cell, Entry], path: Path) -> Path | None:
                 axes.axhline(at, color="white", linewidth=1.0)
             apart = separation(cosine, group)
             axes.set_title(
-                f"{cell.dataset}, pace {pace(cell)}, seed {run.config['seed']}\nwithin - between {apart.difference:.1e}",
+                f"{cell.dataset}, seed {run.config['seed']}\npace {pace(cell)}\nwithin - between {apart.difference:.1e}",
                 fontsize=8,
                 loc="left",
             )
             axes.set(xlabel="client", ylabel="client")
-            figure.colorbar(image, ax=axes, shrink=0.8, label="1 - cosine", format="%.1e")
+            bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, label="1 - cosine")
+            bar.set_ticks([0.0, image.norm.vmax], labels=["0", f"{image.norm.vmax:.1e}"])
 
-    return canvas(len(datasets), (3.3 * len(datasets), 3.1 * len(paces)), draw, path, len(paces))
+    return canvas(len(datasets), (2.5 * len(datasets), 3.6 * len(paces)), draw, path, len(paces))
 
 
 def fig5_series(found: dict[Cell, Entry]) -> dict[tuple[str, str], list[tuple[int, Entry]]]:
