@@ -1,9 +1,10 @@
-"""FedFomo (Zhang et al., ICLR 2021): a client moves towards those models of others that lower its own validation loss.
+"""FedFomo (Zhang et al., ICLR 2021): a client moves towards those trained models that lower its own validation loss.
 
-    w_n = (L_i(theta_i) - L_i(theta_n)) / ||theta_n - theta_i||                                             (3)
-    theta_i <- theta_i + sum_n w+_n (theta_n - theta_i),    w+_n = max(w_n, 0) / sum_m max(w_m, 0)
+    w_n = (L_i(theta_i(t-1)) - L_i(theta_n(t))) / ||theta_n(t) - theta_i(t-1)||                             (3)
+    theta_i <- theta_i(t-1) + sum_n w+_n (theta_n(t) - theta_i(t-1)),    w+_n = max(w_n, 0) / sum_m max(w_m, 0)
 
-then local training. The server sends at most M models, chosen by p_i (p_in <- p_in + w_n), with probability eps_t by chance.
+then local training. theta_i(t-1) is the client's model before it was last trained; the models n are those received and theta_i(t), the
+client's own after that training. The server sends at most M models, chosen by p_i (p_in <- p_in + w_n), with probability eps_t by chance.
 Zhang, Sapra, Fidler, Yeung, Alvarez: Personalized Federated Learning with First Order Model Optimization, sections 3.2 and 3.3.
 """
 
@@ -27,20 +28,21 @@ class Server(NamedTuple):
 
 
 class Own(NamedTuple):
-    """The client's model: its own, from first to last."""
+    """The client's model: its own, from first to last; and its shared part as it was before the last training."""
 
     params: Params
+    before: Params
 
 
 class Candidates(NamedTuple):
-    """Models of other clients."""
+    """Models of other clients, and last the client's own where it is sent back."""
 
-    models: Params  # [M', ...], 0 <= M' <= M
-    ids: Tensor  # int64 [M']
+    models: Params  # [M', ...], 0 <= M' <= M + 1
+    ids: Tensor  # int64 [M'], -1 for the client's own
 
 
 class Upload(NamedTuple):
-    """The trained model, and the weight (3) of every model that was received."""
+    """The trained model, and the weight (3) of every other client's model that was received."""
 
     model: Params
     ids: Tensor  # int64 [M], -1 where fewer were received
@@ -77,7 +79,7 @@ class FedFomo(Method[Server, Own, Candidates, Upload]):
         return Server(Bank(self.shared(params)), Bank({"p": torch.zeros(self.num_clients)}), nobody)
 
     def init_client(self, params: Params) -> Own:
-        return Own(params)
+        return Own(params, self.shared(params))
 
     def choose(self, server: Server, rnd: Round, k: int) -> list[int]:
         """At most M others: the highest in p_k, ties by chance; each place goes to anybody else with probability eps_t."""
@@ -94,35 +96,37 @@ class FedFomo(Method[Server, Own, Candidates, Upload]):
     def download(self, server: Server, rnd: Round, k: int) -> Candidates:
         ids = self.choose(server, rnd, k) + ([k] if self.resend_own and server.met[k] else [])
         chosen = torch.tensor(ids, dtype=torch.int64)
+        named = torch.where(chosen == k, -1, chosen)
         if not ids:
-            return Candidates({n: t.new_empty((0, *t.shape)) for n, t in server.models.default.items()}, chosen)
-        return Candidates(server.models.rows(chosen), chosen)
+            return Candidates({n: t.new_empty((0, *t.shape)) for n, t in server.models.default.items()}, named)
+        return Candidates(server.models.rows(chosen), named)
 
-    def weights(self, client: Client, own: Params, models: Params, size: int) -> Tensor:
-        """Equation (3) for each model, [M']; 0 for a model that is the client's own. Running statistics do not count in the distance."""
-        if not size:
-            return torch.zeros(0)
-        trained = {n: t for n, t in self.shared(own).items() if self.model.roles[n] is not Role.STATS}
-        loss = client.mean_loss(own)
+    def weights(self, client: Client, base: Params, models: Params) -> Tensor:
+        """Equation (3) for each of ``models`` [M', ...], in [M']; 0 for one that is the base. Running statistics are no distance."""
+        trained = {n: t for n, t in self.shared(base).items() if self.model.roles[n] is not Role.STATS}
+        loss = client.mean_loss(base)
         gains, distances = [], []
-        for i in range(size):
+        for i in range(len(next(iter(models.values())))):
             other = {n: t[i] for n, t in models.items()}
-            gains.append(loss - client.mean_loss({**own, **other}))
+            gains.append(loss - client.mean_loss({**base, **other}))
             distances.append(sqdist(other, trained).sqrt().cpu())
         gain, distance = torch.stack(gains), torch.stack(distances)
         return torch.where(distance > 0, gain / distance, 0.0)
 
     def client_update(self, client: Client, state: Own, down: Candidates) -> tuple[Own, Upload]:
-        theta = state.params
-        w = self.weights(client, theta, down.models, len(down.ids))
+        own = self.shared(state.params)
+        received = int((down.ids >= 0).sum())  # its own, sent back, is what it has
+        models = {n: torch.cat([down.models[n][:received], t[None]]) for n, t in own.items()}
+        w = self.weights(client, {**state.params, **state.before}, models)
         positive = w.clamp(min=0)
+        start = state.before
         if positive.sum() > 0:
             w_plus = positive / positive.sum()
-            theta = {**theta, **{n: theta[n] + torch.tensordot(w_plus.to(t), t - theta[n], 1) for n, t in down.models.items()}}
-        theta = client.fit(theta)
-        missing = self.num_models + self.resend_own - len(w)
-        ids = torch.cat([down.ids.cpu(), torch.full((missing,), -1)])
-        return Own(theta), Upload(self.shared(theta), ids, torch.cat([w, torch.zeros(missing)]))
+            start = {n: start[n] + torch.tensordot(w_plus.to(t), t - start[n], 1) for n, t in models.items()}
+        theta = client.fit({**state.params, **start})
+        missing = self.num_models - received
+        ids = torch.cat([down.ids.cpu()[:received], torch.full((missing,), -1)])
+        return Own(theta, start), Upload(self.shared(theta), ids, torch.cat([w[:-1], torch.zeros(missing)]))
 
     def server_update(self, server: Server, rnd: Round, up: Upload) -> Server:
         p = torch.stack([server.affinity.row(k)["p"].cpu() for k in rnd.ids.tolist()])  # [K, N]
