@@ -141,44 +141,56 @@ def test_the_prior_is_the_cohorts() -> None:
 
 
 Z0 = torch.linspace(-1, 1, 16)
+ZS = torch.stack([Z0, -2 * Z0, Z0.square()])
 
 
-def one_step(folder: Path, prior: list[float], decay: float, **settings: Any) -> tuple[Params, Params, Tensor]:
-    """One step of 0.1 on all 20 samples, with a generator that always says z_0. Returns start, result and the samples' output."""
+def saying(z: Tensor) -> Params:
+    """A generator that says z_y for class y, [C, d], whatever the noise: hidden unit y is 1 and the others 0."""
+    into = torch.zeros(32, 35)
+    into[range(3), range(32, 35)] = 1.0
+    out = torch.zeros(16, 32)
+    out[:, :3] = z.T
+    unit = {"G.norm.weight": torch.ones(32), "G.norm.bias": torch.zeros(32)}
+    return {"G.in.weight": into, "G.in.bias": torch.zeros(32), "G.out.weight": out, "G.out.bias": torch.zeros(16), **unit}
+
+
+def one_step(folder: Path, prior: list[float], decay: float, **settings: Any) -> tuple[Params, Params, Tensor, Tensor]:
+    """One step of 0.1 on all 20 samples, with a generator that says ``ZS``. Returns start, result, the samples' output and labels."""
     method = FedGen(tiny_network(), 3, **settings)
     engine = tiny_engine(method, folder, optim=PLAIN, local=Local(epochs=1, batch_size=20))
     start = engine.initial()
     fresh = method.download(method.init_server(start), one_round([0], [20]), 0)
-    g = {**fresh.generator, "G.out.weight": torch.zeros(16, 32), "G.out.bias": Z0}
     client = engine.client(0, 1, "train", engine.optim, 0.1)
-    _, up = method.client_update(client, method.init_client(start), Download(fresh.shared, g, torch.tensor(prior), torch.tensor(decay)))
-    x, _ = engine.space.images.batch(client.train)
-    return start, up.shared, method.model.apply(start, x, train=True)[0]
+    _, up = method.client_update(
+        client, method.init_client(start), Download(fresh.shared, saying(ZS), torch.tensor(prior), torch.tensor(decay))
+    )
+    x, y = engine.space.images.batch(client.train)
+    return start, up.shared, method.model.apply(start, x, train=True)[0], y
 
 
 def test_the_first_term_pulls_the_head_towards_the_drawn_class(tmp_path: Path) -> None:
-    """p(y) = e_2, beta = 0: the head's gradient gains alpha (sigma(W z_0 + b) - e_2) z_0^T, its bias the same without z_0.
+    """p(y) = e_2, beta = 0: the head's gradient gains alpha (sigma(W z_2 + b) - e_2) z_2^T, its bias the same without z_2.
 
     A step of 0.1 with alpha = 10 x 0.5 moves the bias by -0.5 (sigma - e_2) more than without; the body moves as without.
     """
-    start, plain, _ = one_step(tmp_path / "a", [0.0, 0, 1], 0.0)
-    _, pulled, _ = one_step(tmp_path / "b", [0.0, 0, 1], 0.5, beta=0.0)
-    sigma = softmax(start["head.weight"] @ Z0 + start["head.bias"], 0)
+    start, plain, *_ = one_step(tmp_path / "a", [0.0, 0, 1], 0.0)
+    _, pulled, *_ = one_step(tmp_path / "b", [0.0, 0, 1], 0.5, beta=0.0)
+    sigma = softmax(start["head.weight"] @ ZS[2] + start["head.bias"], 0)
     expected = -0.5 * (sigma - torch.tensor([0.0, 0, 1]))
     torch.testing.assert_close(pulled["head.bias"] - plain["head.bias"], expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(pulled["head.weight"] - plain["head.weight"], torch.outer(expected, Z0), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pulled["head.weight"] - plain["head.weight"], torch.outer(expected, ZS[2]), atol=1e-6, rtol=1e-5)
     assert torch.equal(pulled["stem.weight"], plain["stem.weight"])
 
 
 def test_the_second_term_pulls_the_models_answers_towards_the_generators(tmp_path: Path) -> None:
-    """alpha = 0: KL(p_0 || sigma(f(x))) has the gradient sigma(f(x)) - p_0 at the logits, p_0 = sigma(W z_0 + b) held fixed.
+    """alpha = 0: KL(p_y || sigma(f(x))) has the gradient sigma(f(x)) - p_y at the logits, p_y = sigma(W z_y + b) held fixed.
 
-    A step of 0.1 with beta = 10 x 0.5 moves the bias by -0.5 mean_i (sigma(f(x_i)) - p_0) more than without; the body moves, too.
+    A step of 0.1 with beta = 10 x 0.5 moves the bias by -0.5 mean_i (sigma(f(x_i)) - p_(y_i)) more than without; the body moves, too.
     """
-    start, plain, output = one_step(tmp_path / "a", [1.0, 1, 1], 0.0)
-    _, pulled, _ = one_step(tmp_path / "b", [1.0, 1, 1], 0.5, alpha=0.0)
-    p0 = softmax(start["head.weight"] @ Z0 + start["head.bias"], 0)
-    expected = -0.5 * (softmax(output, 1) - p0).mean(0)
+    start, plain, output, y = one_step(tmp_path / "a", [1.0, 1, 1], 0.0)
+    _, pulled, *_ = one_step(tmp_path / "b", [1.0, 1, 1], 0.5, alpha=0.0)
+    teacher = softmax(ZS @ start["head.weight"].T + start["head.bias"], 1)
+    expected = -0.5 * (softmax(output, 1) - teacher[y]).mean(0)
     torch.testing.assert_close(pulled["head.bias"] - plain["head.bias"], expected, atol=1e-6, rtol=1e-4)
     assert not torch.equal(pulled["stem.weight"], plain["stem.weight"])
 
@@ -186,8 +198,8 @@ def test_the_second_term_pulls_the_models_answers_towards_the_generators(tmp_pat
 def test_round_1_is_fedavg_to_the_bit_and_later_rounds_decay(tmp_path: Path) -> None:
     """alpha_t = alpha 0.98^(t - 1) from round 2 on."""
     method, fedavg = FedGen(tiny_network(), 3), FedAvg(tiny_network(), 3)
-    mine = play_rounds(method, tiny_engine(method, tmp_path / "a"), 1)
-    theirs = play_rounds(fedavg, tiny_engine(fedavg, tmp_path / "b"), 1)
+    mine = play_rounds(method, tiny_engine(method, tmp_path / "a", (10, 20, 30)), 1)
+    theirs = play_rounds(fedavg, tiny_engine(fedavg, tmp_path / "b", (10, 20, 30)), 1)
     assert all(torch.equal(mine.shared[n], t) for n, t in theirs.shared.items())
     for number, decay in ((1, 0.0), (2, 0.98), (11, 0.98**10)):
         assert method.download(mine, one_round([0], [1], number), 0).decay.item() == pytest.approx(decay)

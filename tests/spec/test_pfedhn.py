@@ -188,14 +188,16 @@ def test_the_optimiser_is_torch_sgd_with_clipping_on_what_took_part() -> None:
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_embeddings_of_clients_that_are_away_do_not_move(optimiser: str) -> None:
-    """Momentum and weight decay leave their rows alone; the rows of those present move."""
+    """Momentum and weight decay leave their rows alone, and the rows' moments wait for them; the rows of those present move."""
     method = small(optimiser=optimiser)
     server = method.init_server(method.model.init(0))
     start = server.phi[TABLE].clone()
     for number, ids in enumerate(([0, 1], [1], [1]), 1):
         server = method.server_update(server, one_round(ids, [1] * len(ids), number), drawn(method, number, len(ids)))
         if number == 1:
-            once = server.phi[TABLE].clone()
+            once, moments = server.phi[TABLE].clone(), [m[TABLE][0].clone() for m in (server.first, server.second) if m]
+    for waiting, later in zip(moments, [m[TABLE][0] for m in (server.first, server.second) if m], strict=True):
+        assert torch.equal(waiting, later) and bool(waiting.any())
     assert torch.equal(server.phi[TABLE][2:], start[2:])
     assert torch.equal(server.phi[TABLE][0], once[0]) and not torch.equal(once[0], start[0])
     assert not torch.equal(server.phi[TABLE][1], once[1])

@@ -15,10 +15,15 @@ from hyperfed.models.resnet import ResNet
 from problems import Quadratic, one_round, play_rounds, tiny_engine, tiny_network
 
 
+def model_of(method: PFedLA, seed: int) -> Params:
+    """A model with running statistics of its own; ``seed`` 0 is the initial one."""
+    return {n: t + seed if method.model.roles[n] is Role.STATS else t for n, t in method.model.init(seed).items()}
+
+
 def three_clients(**settings: int) -> tuple[PFedLA, Server]:
     """Three clients that have uploaded three different models, and a fourth that has not."""
     method = PFedLA(tiny_network(), 4, **settings)  # type: ignore[arg-type]
-    ups = stack([Shared(method.shared(method.model.init(seed))) for seed in (1, 2, 3)])
+    ups = stack([Shared(method.shared(model_of(method, seed))) for seed in (1, 2, 3)])
     return method, method.server_update(method.init_server(method.model.init(0)), one_round([0, 1, 2], [1] * 3), ups)
 
 
@@ -36,7 +41,7 @@ def test_a_layer_is_a_module_and_has_one_weight_per_client() -> None:
     assert method.layers == ["stem", "norm1", "conv", "scale", "head"]
     assert layer_of("hyper.w_in") == "hyper.w_in"
     alpha = torch.tensor([[0.25, 0.75, 0, 0]] + [[1.0, 0, 0, 0]] * 4)
-    mixed, a, b = method.mixture(server, alpha), method.model.init(1), method.model.init(2)
+    mixed, a, b = method.mixture(server, alpha), model_of(method, 1), model_of(method, 2)
     for name, tensor in mixed.items():
         expected = 0.25 * a[name] + 0.75 * b[name] if name.startswith("stem") else a[name]
         torch.testing.assert_close(tensor, expected)
@@ -57,7 +62,7 @@ def test_clients_never_met_count_with_the_initial_model() -> None:
     """theta-bar over the explicit stack of all four models, the fourth being the initial one."""
     method, server = three_clients()
     alpha = method.alpha(method.hypernet(server, 1), 1)
-    models = [method.model.init(seed) for seed in (1, 2, 3, 0)]
+    models = [model_of(method, seed) for seed in (1, 2, 3, 0)]
     for name, tensor in method.mixture(server, alpha).items():
         row = alpha[method.layers.index(layer_of(name))]
         torch.testing.assert_close(tensor, sum(w * m[name] for w, m in zip(row, models, strict=True)))
@@ -66,10 +71,10 @@ def test_clients_never_met_count_with_the_initial_model() -> None:
 def test_the_servers_step_is_the_gradient_of_half_the_squared_distance() -> None:
     """An independent path: autograd through the stacked mixture of 1/2 ||theta-bar(psi) - theta||^2, one step of eta = 0.005."""
     method, server = three_clients()
-    theta = method.shared(method.model.init(7))
+    theta = method.shared(model_of(method, 7))
     psi = {n: t.clone().requires_grad_() for n, t in method.hypernet(server, 1).items()}
     alpha = method.alpha(psi, 1)
-    models = [method.model.init(seed) for seed in (1, 2, 3, 0)]
+    models = [model_of(method, seed) for seed in (1, 2, 3, 0)]
     loss = torch.zeros(())
     for name in trained(method, theta):
         stacked = torch.stack([m[name] for m in models])

@@ -54,8 +54,8 @@ def test_identical_heads_weigh_like_the_own_and_not_infinitely() -> None:
 
 def test_the_warm_up_is_fedavg_to_the_bit_and_a_newcomer_gets_its_result(tmp_path: Path) -> None:
     method, fedavg = PFedSim(tiny_network(), 3, warmup_rounds=2), FedAvg(tiny_network(), 3)
-    mine = play_rounds(method, tiny_engine(method, tmp_path / "a"), 2)
-    theirs = play_rounds(fedavg, tiny_engine(fedavg, tmp_path / "b"), 2)
+    mine = play_rounds(method, tiny_engine(method, tmp_path / "a", (10, 20, 30)), 2)
+    theirs = play_rounds(fedavg, tiny_engine(fedavg, tmp_path / "b", (10, 20, 30)), 2)
     for name, tensor in theirs.shared.items():
         assert torch.equal(mine.shared[name], tensor)
     up = stack([Shared({n: t + 1 for n, t in mine.shared.items()})])
