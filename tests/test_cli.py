@@ -34,7 +34,15 @@ from runs import SMALL, small_run
         (["method=fedprox", "method.mu=abc"], "method.mu = 'abc' is not valid"),
         (["method=hfn", "hypernet.embedding=0"], "hypernet.embedding = 0 is not valid"),
         (["method=hfn,fedprx"], "method 'fedprx' unknown"),
-        (["rounds"], "could not be read"),
+        (["rounds"], "could not be read at 'rounds': missing EQUAL"),
+        (["run.dir=~/x"], "could not be read at 'run.dir=~/x': quote a value with special characters twice"),
+        (["run.dir=~/x"], "and write $HOME in place of ~."),
+        (["method=hfn,fedavg"], "method=hfn,fedavg stands for several runs: add --multirun to 'hyperfed run'."),
+        (["dataset=glob(*)"], "dataset=glob(*) stands for several runs: add --multirun"),
+        (["optim.lr=interval(0,1)", "--multirun"], "optim.lr=interval(0,1) is not valid"),
+        (["hypernet.embedding=8"], "field 'hypernet.embedding' exists only with method=hfn or hyper=hfn."),
+        (["privacy.epsilon=8"], "exists only with privacy=central_dp or privacy=client_dp or privacy=dp_sgd."),
+        (["privacy.epsilonn=8"], "field 'privacy.epsilonn' unknown; did you mean 'privacy.epsilon'?"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(overrides: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +166,7 @@ def test_hfn_is_fedavg_over_a_hypernetwork() -> None:
 
 
 def test_good_overrides_pass() -> None:
-    check_overrides(["method=hfn,fedavg", "seed=1,2", "hypernet.embedding=8"][1:2])
+    check_overrides(["method=glob(fedp*)", "seed=1,2"], multirun=True)
     check_overrides(["method=hfn", "hypernet.embedding=8", "optim.lr_scale.embed=0"])
 
 
