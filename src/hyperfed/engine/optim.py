@@ -37,6 +37,11 @@ class Optim:
             raise invalid("optim.weight_decay", self.weight_decay, "a number >= 0")
         if self.schedule not in SCHEDULES:
             raise invalid("optim.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        for milestone in self.milestones:
+            if not 0 < milestone < 1:
+                raise invalid("optim.milestones", milestone, "in (0, 1): a share of the rounds")
+        if not self.gamma > 0:
+            raise invalid("optim.gamma", self.gamma, "a number > 0")
         if self.clip is not None and not self.clip > 0:
             raise invalid("optim.clip", self.clip, "a number > 0 or null")
         for name in ("lr_scale", "decay_scale"):
