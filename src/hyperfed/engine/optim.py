@@ -58,13 +58,17 @@ class Optim:
             return self.lr * (1 + cos(pi * done)) / 2
         return self.lr
 
+    def trains(self, role: Role) -> bool:
+        """Whether tensors of this role change in training; STATS are no parameters."""
+        return role is not Role.STATS and self.lr_scale.get(role, 1.0) != 0
+
     def groups(self, live: Params, roles: Mapping[str, Role], train: Scope, lr: float) -> list[dict[str, object]]:
         """One parameter group per role that is trained."""
         out: list[dict[str, object]] = []
         for role in Role:
             scale = self.lr_scale.get(role, 1.0)
             params = [t for n, t in live.items() if roles[n] is role]
-            if role is Role.STATS or role not in train or scale == 0 or not params:
+            if role not in train or not self.trains(role) or not params:
                 continue
             out.append({"params": params, "lr": lr * scale, "weight_decay": self.weight_decay * self.decay_scale.get(role, 1.0)})
         return out

@@ -119,7 +119,7 @@ class DeviceClient:
         n, size = len(self.train), self.local.batch_size
         least = 2 if self.space.has_batch_norm else 1
         served = 0
-        while n >= least and (served < steps if steps is not None else epochs > 0):
+        while min(n, size) >= least and (served < steps if steps is not None else epochs > 0):
             epochs -= 1
             order = self.train[torch.randperm(n, generator=rng).to(self.train.device)]
             for index in order.split(size):
