@@ -41,6 +41,16 @@ def test_roles_that_the_model_has_are_taken(tmp_path: Path) -> None:
     Experiment(composed(tmp_path / "b", "local.batch_size=1"))  # no batch norm
 
 
+@pytest.mark.parametrize("field", ["run.dir", "run.root"])
+def test_a_folder_that_cannot_be_made_is_named(field: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for place in (file, file / "below"):
+        settings = ["run.dir=null", f"{field}={place}"]
+        with pytest.raises(UserError, match=rf"{field} = '{place}' is not valid: must be a folder that can be written or made"):
+            Experiment(composed(tmp_path / "unused", *settings))
+
+
 @pytest.mark.parametrize("steps", [None, 3])
 def test_a_pass_that_serves_no_batch_is_the_last(steps: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of one example are left out where there is batch norm: with a batch size of one there is nothing to wait for."""

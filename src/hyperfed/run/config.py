@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,6 +244,16 @@ def run_name(composed: Mapping[str, Any]) -> str:
 
 
 def run_folder(composed: Mapping[str, Any]) -> Path:
-    """Where the run's files go."""
+    """Where the run's files go; refused where no folder can be made."""
     run = composed["run"]
-    return Path(run["dir"]) if run.get("dir") else Path(run["root"]) / run_name(composed)
+    if run.get("dir"):
+        return writable("run.dir", Path(run["dir"]))
+    return writable("run.root", Path(run["root"])) / run_name(composed)
+
+
+def writable(field: str, path: Path) -> Path:
+    """``path``, if it is a folder one may write to, or a place where one can be made; makes none."""
+    there = next(p for p in (path, *path.parents) if os.access(p, os.F_OK))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise invalid(field, str(path), f"a folder that can be written or made; {str(there)!r} is none")
+    return path
