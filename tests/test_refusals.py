@@ -1,5 +1,6 @@
-"""What a run refuses once it knows its data and its model."""
+"""What a run refuses once it knows its data and its model, and what becomes of training that cannot go on."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from hyperfed.core import UserError
 from hyperfed.engine.workspace import DeviceClient, Images, Local, Optim, Workspace
 from hyperfed.models import Shape, build_model
-from hyperfed.run.experiment import Experiment
-from runs import composed
+from hyperfed.run.experiment import Diverged, Experiment
+from runs import composed, small_run
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,24 @@ def test_a_pass_that_serves_no_batch_is_the_last(steps: int | None, monkeypatch:
     for size, batches in ((1, 0), (4, 2 if steps is None else 3)):
         client = DeviceClient(space, 0, index, index[:0], 1, 1, 0.1, Optim(), Local(2, size, steps))
         assert len(list(client._batches(torch.Generator(), 2, steps))) == batches
+
+
+def test_where_fine_tuning_breaks_a_client_is_scored_without_it(tmp_path: Path) -> None:
+    """The run is finished all the same, and again after a stop between the last round and its evaluation."""
+    settings = ("rounds=1", "finetune.lr=1e30", "on_nan=skip")
+    small_run(tmp_path, *settings)
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [json.loads(text) for text in metrics.read_text().splitlines()]
+    notes = [line["message"] for line in lines if line.get("event") == "skipped"]
+    assert len(notes) == 6 and all(note.startswith("scored without fine-tuning: the loss of client") for note in notes)
+    assert lines[-1]["after"] == lines[-1]["before"]
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    small_run(tmp_path, *settings)
+    assert json.loads(metrics.read_text().splitlines()[-1])["after"] == lines[-1]["after"]
+
+
+def test_where_fine_tuning_breaks_the_advice_is_about_fine_tuning(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"at fine-tuning step \d \(learning rate 1e\+30\)\. Use a smaller finetune\.lr, .*=skip to score"):
+        small_run(tmp_path / "a", "rounds=1", "finetune.lr=1e30")
+    with pytest.raises(Diverged, match=r"at local step \d+ \(learning rate 1e\+30\)\. Use a smaller optim\.lr, .*=skip to leave"):
+        small_run(tmp_path / "b", "rounds=1", "optim.lr=1e30")
