@@ -149,7 +149,22 @@ def test_a_kept_run_is_read_as_the_run_itself(tmp_path: Path, capsys: pytest.Cap
 
 def test_compare_says_what_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tmp_path)]) == 2
-    assert "is not a run's folder: config.json is missing" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "is not a run's folder: config.json is missing" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["compare", "keep"])
+def test_folders_without_a_run_are_passed_over(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``compare runs/*`` meets what other commands put beside the runs; a name that is mistyped is no such folder."""
+    small_run(tmp_path / "runs/a", "rounds=1")
+    (tmp_path / "runs/comparison").mkdir()
+    (tmp_path / "runs/refused/states").mkdir(parents=True)
+    folders = [str(p) for p in sorted((tmp_path / "runs").iterdir())]
+    assert main([command, *folders, "-o", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and told[0].startswith("hyperfed: passed over: ") and "comparison' is not a run's folder" in told[0]
+    assert main([command, *folders, str(tmp_path / "runs/typo"), "-o", str(tmp_path / "out")]) == 2
+    assert "typo' is not a run's folder" in capsys.readouterr().err
 
 
 def test_list_has_a_line_for_everything_registered(capsys: pytest.CaptureFixture[str]) -> None:
