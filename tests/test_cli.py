@@ -207,3 +207,16 @@ def test_data_preparation_draws_the_clients_labels(tmp_path: Path) -> None:
     picture, table = prepare(["dataset=digits", "num_clients=5", f"run.root={tmp_path}", f"data.cache={tmp_path / 'cache'}"])
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert table.read_text().count("\n") >= 6
+
+
+def test_each_division_of_the_data_has_a_picture_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hyperfed.dataset_preparation import main as prepare
+
+    common = ["dataset=digits", f"run.root={tmp_path}", f"data.cache={tmp_path / 'cache'}"]
+    for settings in (["partition.alpha=0.1"], ["partition.alpha=10"], ["partition.alpha=10", "data.fraction=0.5"], []):
+        assert prepare([*common, *settings]) == 0
+    names = {"alpha0.1-", "alpha10.0-", "alpha10.0-fraction0.5-", ""}
+    assert {p.name for p in (tmp_path / "data").glob("*.md")} == {f"digits-dirichlet-{name}20-s1.md" for name in names}
+    capsys.readouterr()
+    assert prepare(["dataset=digits", "run.root=/dev/null"]) == 2
+    assert "run.root = '/dev/null' is not valid: must be a folder" in capsys.readouterr().err
