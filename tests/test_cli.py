@@ -34,7 +34,31 @@ from runs import SMALL, small_run
         (["method=fedprox", "method.mu=abc"], "method.mu = 'abc' is not valid"),
         (["method=hfn", "hypernet.embedding=0"], "hypernet.embedding = 0 is not valid"),
         (["method=hfn,fedprx"], "method 'fedprx' unknown"),
-        (["rounds"], "could not be read"),
+        (["rounds"], "could not be read at 'rounds': missing EQUAL"),
+        (["run.dir=~/x"], "could not be read at 'run.dir=~/x': quote a value with special characters twice"),
+        (["run.dir=~/x"], "and write $HOME in place of ~."),
+        (["method=hfn,fedavg"], "method=hfn,fedavg stands for several runs: add --multirun to 'hyperfed run'."),
+        (["dataset=glob(*)"], "dataset=glob(*) stands for several runs: add --multirun"),
+        (["optim.lr=interval(0,1)", "--multirun"], "optim.lr=interval(0,1) is not valid"),
+        (["hypernet.embedding=8"], "field 'hypernet.embedding' exists only with method=hfn or hyper=hfn."),
+        (["privacy.epsilon=8"], "exists only with privacy=central_dp or privacy=client_dp or privacy=dp_sgd."),
+        (["privacy.epsilonn=8"], "field 'privacy.epsilonn' unknown; did you mean 'privacy.epsilon'?"),
+        (["finetune.scope=head"], "finetune.scope = 'head' is not valid: must be a list such as [head]."),
+        (["method=hfn", "hypernet.share=norm"], "hypernet.share = 'norm' is not valid: must be a list such as [norm]."),
+        (["optim.milestones=0.5"], "optim.milestones = 0.5 is not valid: must be a list such as [0.5]."),
+        (["optim.milestones=[50,75]"], "optim.milestones = 50.0 is not valid: must be in (0, 1)"),
+        (["optim.gamma=-1"], "optim.gamma = -1.0 is not valid: must be a number > 0."),
+        (["local.steps=0"], "local.steps = 0 is not valid: must be an integer >= 1."),
+        (["local.steps=-3"], "local.steps = -3 is not valid: must be an integer >= 1."),
+        (["threads=0"], "threads = 0 is not valid: must be an integer >= 1."),
+        (["partition.alpha=inf"], "partition.alpha = inf is not valid: must be a finite number > 0"),
+        (["partition.alpha=1e308"], "partition.alpha = 1e+308 is not valid: must be a finite number > 0 (at most 1e+300)."),
+        (["model.width=0"], "model.width = 0 is not valid: must be an integer >= 1."),
+        (["model=mlp", "model.width=abc"], "model.width = 'abc' is not valid: must be an integer >= 1."),
+        (["model=mlp", "model.width=3.5"], "model.width = 3.5 is not valid: must be an integer >= 1."),
+        (["model=mlp", "+model.foo=3"], "model 'mlp': field 'model.foo' unknown; did you mean 'model.width'? Valid: model.width."),
+        (["model=lenet", "+model.foo=3"], "model 'lenet': field 'model.foo' unknown; there are none."),
+        (["experiment=quick_cifar10", "dataset=digits", "model=mlp"], "model 'mlp': field 'model.blocks' unknown; Valid: model.width."),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(overrides: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +149,22 @@ def test_a_kept_run_is_read_as_the_run_itself(tmp_path: Path, capsys: pytest.Cap
 
 def test_compare_says_what_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tmp_path)]) == 2
-    assert "is not a run's folder: config.json is missing" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "is not a run's folder: config.json is missing" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["compare", "keep"])
+def test_folders_without_a_run_are_passed_over(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``compare runs/*`` meets what other commands put beside the runs; a name that is mistyped is no such folder."""
+    small_run(tmp_path / "runs/a", "rounds=1")
+    (tmp_path / "runs/comparison").mkdir()
+    (tmp_path / "runs/refused/states").mkdir(parents=True)
+    folders = [str(p) for p in sorted((tmp_path / "runs").iterdir())]
+    assert main([command, *folders, "-o", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and told[0].startswith("hyperfed: passed over: ") and "comparison' is not a run's folder" in told[0]
+    assert main([command, *folders, str(tmp_path / "runs/typo"), "-o", str(tmp_path / "out")]) == 2
+    assert "typo' is not a run's folder" in capsys.readouterr().err
 
 
 def test_list_has_a_line_for_everything_registered(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +197,7 @@ def test_hfn_is_fedavg_over_a_hypernetwork() -> None:
 
 
 def test_good_overrides_pass() -> None:
-    check_overrides(["method=hfn,fedavg", "seed=1,2", "hypernet.embedding=8"][1:2])
+    check_overrides(["method=glob(fedp*)", "seed=1,2"], multirun=True)
     check_overrides(["method=hfn", "hypernet.embedding=8", "optim.lr_scale.embed=0"])
 
 
@@ -168,3 +207,16 @@ def test_data_preparation_draws_the_clients_labels(tmp_path: Path) -> None:
     picture, table = prepare(["dataset=digits", "num_clients=5", f"run.root={tmp_path}", f"data.cache={tmp_path / 'cache'}"])
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert table.read_text().count("\n") >= 6
+
+
+def test_each_division_of_the_data_has_a_picture_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hyperfed.dataset_preparation import main as prepare
+
+    common = ["dataset=digits", f"run.root={tmp_path}", f"data.cache={tmp_path / 'cache'}"]
+    for settings in (["partition.alpha=0.1"], ["partition.alpha=10"], ["partition.alpha=10", "data.fraction=0.5"], []):
+        assert prepare([*common, *settings]) == 0
+    names = {"alpha0.1-", "alpha10.0-", "alpha10.0-fraction0.5-", ""}
+    assert {p.name for p in (tmp_path / "data").glob("*.md")} == {f"digits-dirichlet-{name}20-s1.md" for name in names}
+    capsys.readouterr()
+    assert prepare(["dataset=digits", "run.root=/dev/null"]) == 2
+    assert "run.root = '/dev/null' is not valid: must be a folder" in capsys.readouterr().err

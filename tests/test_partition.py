@@ -161,7 +161,7 @@ def test_the_registry_builds_every_partition():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Dirichlet(alpha=-1), "partition.alpha = -1 is not valid: must be a number > 0."),
+        (lambda: Dirichlet(alpha=-1), "partition.alpha = -1 is not valid: must be a finite number > 0 (at most 1e+300)."),
         (lambda: Dirichlet(alpha=float("nan")), "partition.alpha = nan"),
         (lambda: Dirichlet(alpha="much"), "partition.alpha = 'much'"),
         (lambda: Dirichlet(min_examples=0), "partition.min_examples = 0"),

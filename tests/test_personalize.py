@@ -71,7 +71,7 @@ def test_on_digits_a_fitted_embedding_beats_an_untrained_one(tmp_path: Path) -> 
     found = novel_clients(composed_dict(compose_checked(arguments)), novel=5, visits=15, lr=0.03)
     assert found["known"] > 0.9
     assert found["novel_fitted_embedding"] > found["novel_untrained_embedding"] + 0.03
-    assert (tmp_path / "novel.json").exists()
+    assert (tmp_path / "novel-5-visits-15-lr-0.03.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,10 @@ def test_on_digits_a_fitted_embedding_beats_an_untrained_one(tmp_path: Path) -> 
         (["--novel", "0"], "--novel = 0 is not valid: must be between 1 and 19."),
         (["--novel", "20"], "--novel = 20 is not valid"),
         (["method=fedavg"], "method 'fedavg' has no embeddings for a new client"),
+        (["--visits", "-1"], "--visits = -1 is not valid: must be an integer >= 1."),
+        (["--lr", "-3"], "--lr = -3.0 is not valid: must be a finite number > 0."),
+        (["engine=flower"], "engine = 'flower' is not valid: must be local"),
+        (["resume=somewhere"], "resume = 'somewhere' is not valid: must be left out"),
     ],
 )
 def test_the_command_refuses_what_has_no_meaning(
@@ -87,3 +91,17 @@ def test_the_command_refuses_what_has_no_meaning(
 ) -> None:
     assert main([*arguments, "experiment=pfedhn_novel_digits", f"run.dir={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_another_question_leaves_the_earlier_answer(tmp_path: Path) -> None:
+    small = ["experiment=pfedhn_novel_digits", "rounds=1", "num_clients=6", "local.steps=1", "threads=1", f"run.dir={tmp_path}"]
+    for question in (["--novel", "2"], ["--novel", "1"], ["--novel", "2", "--visits", "2"], ["--novel", "2", "--lr", "0.1"]):
+        assert main(["--visits", "1", *question, *small]) == 0
+    names = {"novel-2-visits-1-lr-0.03", "novel-1-visits-1-lr-0.03", "novel-2-visits-2-lr-0.03", "novel-2-visits-1-lr-0.1"}
+    assert {p.stem for p in tmp_path.glob("*.json")} == names
+
+
+def test_training_that_breaks_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["experiment=pfedhn_novel_digits", "rounds=1", "num_clients=6", "threads=1", f"run.dir={tmp_path}"]
+    assert main([*small, "--novel", "2", "optim.lr=1e9", "optim.clip=null"]) == 3
+    assert "Use a smaller optim.lr" in capsys.readouterr().err

@@ -4,6 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hyperfed.report.runs import RunFiles
 
 EXAMPLES = """examples:
   hyperfed quickstart                                    HFN, FedAvg, FedPer and Local on digits, side by side
@@ -14,15 +18,26 @@ EXAMPLES = """examples:
 QUICKSTART = ("hfn", "fedavg", "fedper", "local")
 
 
+def _runs(folders: Sequence[str]) -> "list[RunFiles]":
+    """The runs in ``folders``; those that hold none are passed over with a note, as long as there are others."""
+    from hyperfed.report.runs import read_run
+
+    others = [f for f in folders if Path(f).is_dir() and not (Path(f) / "config.json").exists()]
+    if len(others) == len(folders):
+        return [read_run(f) for f in folders]
+    for folder in others:
+        print(f"hyperfed: passed over: {folder!r} is not a run's folder: it has no config.json.", file=sys.stderr)
+    return [read_run(f) for f in folders if f not in others]
+
+
 def _compare(folders: Sequence[str], out: Path) -> None:
     from rich.console import Console
 
     from hyperfed.core.files import write_text
     from hyperfed.report.plots import plot_accuracy
-    from hyperfed.report.runs import read_run
     from hyperfed.report.tables import markdown_table, terminal_table
 
-    runs = [read_run(f) for f in folders]
+    runs = _runs(folders)
     console = Console()
     console.print(terminal_table(runs))
     paths = [plot_accuracy(runs, out / f"accuracy_over_{over}s.png".replace("bytess", "bytes"), over) for over in ("round", "bytes")]
@@ -31,9 +46,9 @@ def _compare(folders: Sequence[str], out: Path) -> None:
 
 
 def _keep(folders: Sequence[str], out: Path) -> None:
-    from hyperfed.report.runs import keep, read_run
+    from hyperfed.report.runs import keep
 
-    print("kept:", *(keep(read_run(f), out) for f in folders))
+    print("kept:", *(keep(run, out) for run in _runs(folders)))
 
 
 def _report(known: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,20 +48,42 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Say in one sentence what is wrong with the command line, before Hydra says it in ten."""
+def check_overrides(overrides: Sequence[str], multirun: bool = False) -> None:
+    """Say in one sentence what is wrong with the command line, before Hydra says it in ten. ``multirun``: values may be lists of values."""
     options = groups()
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as problem:
-        raise UserError(f"the command line could not be read: {str(problem).splitlines()[0]}") from None
+    parsed = _parsed(overrides)
     for override in parsed:
         key = override.key_or_group
-        for choice in override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]:
+        for choice in _values(override):
             if key in options and isinstance(choice, str) and choice not in options[key]:
                 raise unknown(key, choice, options[key])
+        if override.is_sweep_override() and not multirun:
+            raise UserError(f"{override.input_line} stands for several runs: add --multirun to 'hyperfed run'.")
     for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
         make_config(composed_dict(compose_checked(list(job))))
+
+
+def _values(override: Override) -> list[Any]:
+    try:
+        return list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+    except HydraException as problem:
+        raise UserError(f"{override.input_line} is not valid: {str(problem).splitlines()[0]}.") from None
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's reading of the command line. It needs the groups' options for ``dataset=glob(*)``."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("hyperfed.conf", version_base="1.3"):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    for text in overrides:
+        try:
+            parser.parse_override(text)
+        except HydraException as problem:
+            why = str(problem).splitlines()[0]
+            if why.startswith(("Lexer", "token recognition")):
+                why = "quote a value with special characters twice, as in 'run.name=\"a;b\"', and write $HOME in place of ~"
+            raise UserError(f"the command line could not be read at {text!r}: {why}.") from None
+    return parser.parse_overrides(list(overrides))
 
 
 def compose_checked(overrides: list[str]) -> DictConfig:
@@ -91,8 +114,18 @@ def _explain(problem: Exception, overrides: list[str]) -> UserError:
             chosen = [o for o in overrides if o.partition("=")[0] in (*groups(), "hyper")]
             present = [k for k in flat(composed_dict(compose("config", overrides=chosen))) if k.startswith(key.split(".")[0] + ".")]
             if key not in present:
-                return unknown("field", key, present)
+                return unknown("field", key, present) if present else _not_yet(key)
     return UserError(str(problem).splitlines()[0])
+
+
+def _not_yet(key: str) -> UserError:
+    """A setting of an optional group of which nothing is chosen: name the choices that have it."""
+    choices = ["method=hfn", "hyper=hfn"] if key.startswith("hypernet.") else [f"privacy={name}" for name in groups()["privacy"]]
+    offers = {choice: flat(composed_dict(compose("config", overrides=[choice]))) for choice in choices}
+    having = [choice for choice, offered in offers.items() if key in offered]
+    if not having:
+        return unknown("field", key, {k for offered in offers.values() for k in offered if k.startswith(key.split(".")[0] + ".")})
+    return UserError(f"field {key!r} exists only with {' or '.join(having)}.")
 
 
 def composed_dict(cfg: DictConfig) -> dict[str, Any]:
@@ -158,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     overrides = [a for a in arguments if not a.startswith("-")]
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments) and (
-        code := guarded(lambda: check_overrides(overrides))
+        code := guarded(lambda: check_overrides(overrides, multirun="-m" in arguments or "--multirun" in arguments))
     ):
         return code
     GlobalHydra.instance().clear()

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from hyperfed.core import Client, UserError, invalid
+from hyperfed.core import Client, UserError, at_least, invalid
 from hyperfed.core.descent import sgd
 from hyperfed.core.tree import clip
 from hyperfed.methods.fedavg import Personal
@@ -69,6 +70,11 @@ def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) 
     from hyperfed.run.config import make_config, run_folder
 
     config, folder = make_config(composed), run_folder(composed)
+    at_least("--visits", visits, 1)
+    if not 0 < lr < inf:
+        raise invalid("--lr", lr, "a finite number > 0")
+    if config.engine["name"] != "local":
+        raise invalid("engine", config.engine["name"], "local: new clients join in this process only")
     device, dataset, _, whole = prepare(config)
     if not isinstance(whole, PFedHN) or whole.widths:
         raise UserError(f"method {config.method['name']!r} has no embeddings for a new client: use pfedhn or pfedhn_pc, without widths.")
@@ -101,13 +107,15 @@ def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) 
         "novel_untrained_embedding": accuracy(before, fresh),
         "novel_fitted_embedding": accuracy(after, fresh),
     }
-    write_json(folder / "novel.json", result)
+    write_json(folder / f"novel-{novel}-visits-{visits}-lr-{lr:g}.json", result)
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    from hyperfed.engine.workspace import NonFiniteLoss
     from hyperfed.main import check_overrides, compose_checked, composed_dict, guarded
+    from hyperfed.run.experiment import Diverged
 
     parser = argparse.ArgumentParser("python -m hyperfed.personalize", description="New clients for a trained pFedHN hypernetwork.")
     parser.add_argument("--novel", type=int, default=5, help="clients that take no part in training (default 5)")
@@ -118,7 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def action() -> None:
         check_overrides(given.overrides)
-        result = novel_clients(composed_dict(compose_checked(given.overrides)), given.novel, given.visits, given.lr)
+        composed = compose_checked(given.overrides)
+        if composed.resume is not None:
+            raise invalid("resume", composed.resume, "left out: the clients that are known are trained anew")
+        try:
+            result = novel_clients(composed_dict(composed), given.novel, given.visits, given.lr)
+        except NonFiniteLoss as problem:
+            raise Diverged(f"{problem} {problem.advice}") from problem
         for name, value in result.items():
             sys.stdout.write(f"{name:<28}{value:.3g}\n")
 

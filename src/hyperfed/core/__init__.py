@@ -2,7 +2,7 @@
 
 from hyperfed.core.bank import Bank
 from hyperfed.core.codec import Traffic, count, flatten, stack, unflatten
-from hyperfed.core.errors import UserError, invalid, unknown
+from hyperfed.core.errors import UserError, at_least, invalid, unknown
 from hyperfed.core.method import Method
 from hyperfed.core.types import ALL, Client, Model, Objective, Params, Role, Round, Scope, Step, select
 
@@ -20,6 +20,7 @@ __all__ = [
     "Step",
     "Traffic",
     "UserError",
+    "at_least",
     "count",
     "flatten",
     "invalid",

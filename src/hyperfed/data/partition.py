@@ -1,13 +1,15 @@
 """How the pooled samples are divided among the clients, and each client's share into train and test."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hyperfed.core.errors import UserError, invalid
+from hyperfed.core.errors import UserError, at_least, invalid
+
+MOST_ALPHA = 1e300
+"""Beyond, the sums of a Dirichlet draw overflow; the shares are equal long before."""
 
 
 class ClientIndices(NamedTuple):
@@ -48,9 +50,9 @@ class Dirichlet:
     min_examples: int = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < math.inf:
-            raise invalid("partition.alpha", self.alpha, "a number > 0")
-        _at_least("partition.min_examples", self.min_examples, 1)
+        if not isinstance(self.alpha, int | float) or not 0 < self.alpha <= MOST_ALPHA:
+            raise invalid("partition.alpha", self.alpha, f"a finite number > 0 (at most {MOST_ALPHA:g})")
+        at_least("partition.min_examples", self.min_examples, 1)
 
     def split(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Share all samples out. Raises ``UserError`` if ``min_examples`` for every client needs more samples than there are."""
@@ -90,7 +92,7 @@ class Pathological:
     classes_per_client: int = 2
 
     def __post_init__(self) -> None:
-        _at_least("partition.classes_per_client", self.classes_per_client, 1)
+        at_least("partition.classes_per_client", self.classes_per_client, 1)
 
     def split(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Deal classes, then samples. Raises ``UserError`` if a class has fewer samples than clients or there are too few classes."""
@@ -110,8 +112,8 @@ class Groups:
     classes_per_client: int = 2
 
     def __post_init__(self) -> None:
-        _at_least("partition.num_groups", self.num_groups, 1)
-        _at_least("partition.classes_per_client", self.classes_per_client, 1)
+        at_least("partition.num_groups", self.num_groups, 1)
+        at_least("partition.classes_per_client", self.classes_per_client, 1)
 
     def groups(self, num_clients: int) -> np.ndarray:
         """The group of each client, int [num_clients]."""
@@ -141,8 +143,8 @@ def partition(
     Subsample, division and train/test draw from independent streams of ``seed``. No sample is in two places.
     Raises ``UserError`` for an argument out of range and for more clients than the samples can serve.
     """
-    _at_least("num_clients", num_clients, 1)
-    _at_least("seed", seed, 0)
+    at_least("num_clients", num_clients, 1)
+    at_least("seed", seed, 0)
     if not 0 < fraction <= 1:
         raise invalid("data.fraction", fraction, "a number > 0 and <= 1")
     if not 0 <= test_fraction < 1:
@@ -172,11 +174,6 @@ def label_counts(labels: np.ndarray, clients: Sequence[ClientIndices], num_class
     for row, client in zip(counts, clients, strict=True):
         row += np.bincount(labels[np.concatenate(client)], minlength=num_classes)
     return counts
-
-
-def _at_least(field: str, value: object, lowest: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < lowest:
-        raise invalid(field, value, f"a whole number >= {lowest}")
 
 
 def _too_many(num_clients: int, possible: int, reason: str) -> UserError:

@@ -123,7 +123,10 @@ class LocalEngine:
         return self.method.personalize(self.state(k), down)
 
     def correct(self, k: int, down: Any, number: int, finetune: Finetune | None) -> tuple[int, int | None]:
-        """Right answers on the client's own test data, before and after fine-tuning. Disturbs neither training nor states."""
+        """Right answers on the client's own test data, before and after fine-tuning. Disturbs neither training nor states.
+
+        Where fine-tuning breaks and ``on_nan`` is not stop, the client is scored without it.
+        """
         with torch.no_grad():
             params = self.model_of(k, down)
         optim = self.optim if finetune is None else Optim(**{**vars(self.optim), "lr": finetune.lr, "schedule": "constant"})
@@ -131,5 +134,11 @@ class LocalEngine:
         before = client.correct(params, self.test_index[k])
         if finetune is None:
             return before, None
-        scope = frozenset(finetune.scope) or ALL
-        return before, client.correct(self.method.finetune(client, params, finetune.epochs, scope), self.test_index[k])
+        try:
+            tuned = self.method.finetune(client, params, finetune.epochs, frozenset(finetune.scope) or ALL)
+        except NonFiniteLoss as problem:
+            if self.on_nan == "stop":
+                raise
+            self.warn(number, k, f"scored without fine-tuning: {problem}")
+            return before, before
+        return before, client.correct(tuned, self.test_index[k])

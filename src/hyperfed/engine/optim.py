@@ -37,6 +37,11 @@ class Optim:
             raise invalid("optim.weight_decay", self.weight_decay, "a number >= 0")
         if self.schedule not in SCHEDULES:
             raise invalid("optim.schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        for milestone in self.milestones:
+            if not 0 < milestone < 1:
+                raise invalid("optim.milestones", milestone, "in (0, 1): a share of the rounds")
+        if not self.gamma > 0:
+            raise invalid("optim.gamma", self.gamma, "a number > 0")
         if self.clip is not None and not self.clip > 0:
             raise invalid("optim.clip", self.clip, "a number > 0 or null")
         for name in ("lr_scale", "decay_scale"):
@@ -53,13 +58,17 @@ class Optim:
             return self.lr * (1 + cos(pi * done)) / 2
         return self.lr
 
+    def trains(self, role: Role) -> bool:
+        """Whether tensors of this role change in training; STATS are no parameters."""
+        return role is not Role.STATS and self.lr_scale.get(role, 1.0) != 0
+
     def groups(self, live: Params, roles: Mapping[str, Role], train: Scope, lr: float) -> list[dict[str, object]]:
         """One parameter group per role that is trained."""
         out: list[dict[str, object]] = []
         for role in Role:
             scale = self.lr_scale.get(role, 1.0)
             params = [t for n, t in live.items() if roles[n] is role]
-            if role is Role.STATS or role not in train or scale == 0 or not params:
+            if role not in train or not self.trains(role) or not params:
                 continue
             out.append({"params": params, "lr": lr * scale, "weight_decay": self.weight_decay * self.decay_scale.get(role, 1.0)})
         return out

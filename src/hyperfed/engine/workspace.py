@@ -17,11 +17,20 @@ from hyperfed.models.network import tensors
 PRECISIONS = ("fp32", "bf16")
 
 
-class NonFiniteLoss(ArithmeticError):
-    """The local loss or weights became NaN or infinite: where, and at which learning rate."""
+ADVICE = {
+    "train": "Use a smaller optim.lr, optim.clip=10, or on_nan=skip to leave such clients out of the round.",
+    "finetune": "Use a smaller finetune.lr, optim.clip=10, or on_nan=skip to score such clients without fine-tuning.",
+}
+"""What to do about a loss that is not finite, by what the client trains for."""
 
-    def __init__(self, client: int, number: int, step: int, lr: float) -> None:
-        super().__init__(f"the loss of client {client} is not finite in round {number} at local step {step} (learning rate {lr:g}).")
+
+class NonFiniteLoss(ArithmeticError):
+    """The local loss or weights became NaN or infinite: where, and at which learning rate. ``advice``: what to do about it."""
+
+    def __init__(self, client: int, number: int, step: int, lr: float, purpose: str = "train") -> None:
+        where = f"in round {number} at {'fine-tuning' if purpose == 'finetune' else 'local'} step {step} (learning rate {lr:g})"
+        super().__init__(f"the loss of client {client} is not finite {where}.")
+        self.advice = ADVICE.get(purpose, "Use a smaller optim.lr, or optim.clip=10.")
         self.client, self.number, self.step, self.lr = client, number, step, lr
 
 
@@ -119,7 +128,7 @@ class DeviceClient:
         n, size = len(self.train), self.local.batch_size
         least = 2 if self.space.has_batch_norm else 1
         served = 0
-        while n >= least and (served < steps if steps is not None else epochs > 0):
+        while min(n, size) >= least and (served < steps if steps is not None else epochs > 0):
             epochs -= 1
             order = self.train[torch.randperm(n, generator=rng).to(self.train.device)]
             for index in order.split(size):
@@ -182,7 +191,7 @@ class DeviceClient:
         norms = torch.stack(torch._foreach_norm(trained)).sum()
         if not torch.isfinite(values.sum() + norms):
             bad = (~torch.isfinite(values)).nonzero()
-            raise NonFiniteLoss(self.k, self.number, int(bad[0]) + 1 if len(bad) else len(losses), self.lr)
+            raise NonFiniteLoss(self.k, self.number, int(bad[0]) + 1 if len(bad) else len(losses), self.lr, self.purpose)
         self.losses.append(float(values.mean()))
 
     @torch.no_grad()

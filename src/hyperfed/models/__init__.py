@@ -1,11 +1,12 @@
 """The registry of networks. Each builder takes the data's channels, classes and image side, and its own settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 
 from torch import nn
 
-from hyperfed.core import UserError, unknown
+from hyperfed.core import UserError, at_least, unknown
 from hyperfed.models.convnets import CNN, MLP, LeNet
 from hyperfed.models.hyper import HyperModel, HyperModule, Hypernet
 from hyperfed.models.network import Network
@@ -49,13 +50,23 @@ def mlp(shape: Shape, width: int = 64) -> nn.Module:
 MODELS: dict[str, Callable[..., nn.Module]] = {"resnet": resnet, "resnet_gn": resnet_gn, "lenet": lenet, "cnn": cnn, "mlp": mlp}
 
 
-def build_model(name: str, shape: Shape, **settings: int) -> Network:
-    """The plain network ``name`` for data of ``shape``."""
+def check_settings(name: str, settings: Mapping[str, object]) -> None:
+    """Refuse a model that is not registered, settings its builder does not take, and sizes that are no integers >= 1."""
     if name not in MODELS:
         raise unknown("model", name, MODELS)
+    names = [parameter for parameter in signature(MODELS[name]).parameters if parameter != "shape"]
+    for key, value in settings.items():
+        if key not in names:
+            raise unknown(f"model {name!r}: field", f"model.{key}", [f"model.{n}" for n in names])
+        at_least(f"model.{key}", value, 1)
+
+
+def build_model(name: str, shape: Shape, **settings: int) -> Network:
+    """The plain network ``name`` for data of ``shape``."""
+    check_settings(name, settings)
     if name in ("lenet", "cnn") and shape.size < LeNet.smallest:
         raise UserError(f"model {name!r} needs images of at least {LeNet.smallest}x{LeNet.smallest}; these have {shape.size}x{shape.size}.")
     return Network(lambda: MODELS[name](shape, **settings), shape.num_classes)
 
 
-__all__ = ["MODELS", "HyperModel", "HyperModule", "Hypernet", "Network", "Shape", "build_model"]
+__all__ = ["MODELS", "HyperModel", "HyperModule", "Hypernet", "Network", "Shape", "build_model", "check_settings"]

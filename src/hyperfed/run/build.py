@@ -1,6 +1,7 @@
 """From a configuration to live objects."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from typing import Any, get_type_hints
 
 import torch
 
-from hyperfed.core import Method, Model, Params, UserError, invalid
+from hyperfed.core import Method, Model, Params, Role, UserError, invalid
 from hyperfed.core.seeds import derive_seed
 from hyperfed.data import ClientIndices, Dataset, hold_out, load_dataset, partition
 from hyperfed.defences import Setting, make_guard
@@ -41,11 +42,10 @@ def choose_device(name: str) -> torch.device:
     """``auto``: the GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise invalid("device", name, "auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+    if not re.fullmatch(r"cpu|cuda(:\d\d?)?", name):
+        raise invalid("device", name, "auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name!r} is not available here: use auto or cpu.")
     return device
 
@@ -57,7 +57,22 @@ def make_model(config: Config, dataset: Dataset) -> Model:
         raise UserError(f"dataset {dataset.name!r} has images of {size}x{width}; the models take square images.")
     settings = {k: v for k, v in config.model.items() if k != "name"}
     network = build_model(config.model["name"], Shape(channels, size, dataset.num_classes), **settings)
-    return network if config.hypernet is None else HyperModel(network, config.hypernet)
+    model = network if config.hypernet is None else HyperModel(network, config.hypernet)
+    check_roles(config, set(model.roles.values()))
+    return model
+
+
+def check_roles(config: Config, there: Set[Role]) -> None:
+    """Refuse what has no effect, or makes no sense, on a model whose tensors have the roles ``there``."""
+    for name, roles in (("private_init", config.private_init), ("finetune.scope", config.finetune.scope)):
+        for role in roles:
+            if role not in there:
+                raise invalid(name, [role.value], f"among the model's own roles: {', '.join(r for r in Role if r in there)}")
+    scope = config.finetune.scope
+    if scope and not any(map(config.optim.trains, scope)):
+        raise invalid("finetune.scope", [role.value for role in scope], "roles of which one at least is trained")
+    if Role.STATS in there and config.local.batch_size < 2:
+        raise invalid("local.batch_size", config.local.batch_size, ">= 2 with batch norm, which leaves batches of one example out")
 
 
 def client_type(method: Method[Any, Any, Any, Any]) -> type:
@@ -77,9 +92,14 @@ def make_clients(config: Config, dataset: Dataset) -> list[ClientIndices]:
     data = config.data
     spec = config.build_partition()
     clients = partition(dataset.labels, spec, config.num_clients, config.seed, test_fraction=data.test_fraction, fraction=data.fraction)
-    if data.validation is None:
-        return clients
-    return hold_out(dataset.labels, [c.train for c in clients], data.validation, derive_seed(config.seed, "validation"))
+    share = "data.test_fraction"
+    if data.validation is not None:
+        clients = hold_out(dataset.labels, [c.train for c in clients], data.validation, derive_seed(config.seed, "validation"))
+        share = "data.validation"
+    if not any(len(client.test) for client in clients):
+        valid = f"small enough for some test data: raise data.fraction = {data.fraction:g} or {share}, or have fewer clients"
+        raise invalid("num_clients", config.num_clients, valid)
+    return clients
 
 
 def prepare(config: Config) -> tuple[torch.device, Dataset, Model, Method[Any, Any, Any, Any]]:
@@ -97,6 +117,7 @@ def local_engine(
     config: Config, device: torch.device, dataset: Dataset, clients: list[ClientIndices], method: Method[Any, Any, Any, Any], folder: Path
 ) -> LocalEngine:
     """The in-process engine; ``folder`` is for the clients' states."""
+    guard = build_guard(config, method, clients)  # first: a run that is refused leaves no folder
     images = Images(dataset.images, dataset.labels, dataset.mean, dataset.std, device)
     return LocalEngine(
         method,
@@ -110,7 +131,7 @@ def local_engine(
         config.rounds,
         frozenset(config.private_init),
         config.on_nan,
-        build_guard(config, method, clients),
+        guard,
     )
 
 

@@ -1,16 +1,16 @@
 """The configuration as typed dataclasses. Hydra composes it and is left at the door; below here there are no dictionaries of settings."""
 
-import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
-from hyperfed.core import Method, Role, UserError, invalid, unknown
+from hyperfed.core import Method, Role, at_least, invalid, unknown
 from hyperfed.data import DATASETS, PARTITIONS, Partition
 from hyperfed.defences import DEFENCES, Budget, SecAgg
 from hyperfed.engine.flower.settings import Flower
@@ -18,9 +18,8 @@ from hyperfed.engine.optim import Optim
 from hyperfed.engine.round import Finetune
 from hyperfed.engine.workspace import Local
 from hyperfed.methods import METHODS
-from hyperfed.models import MODELS, Hypernet
-
-T = TypeVar("T")
+from hyperfed.models import MODELS, Hypernet, check_settings
+from hyperfed.run.validate import known_fields, settings_of, typed, validated
 
 
 @dataclass(frozen=True)
@@ -111,11 +110,11 @@ class Config:
             "checkpoint.keep",
             "cache_mib",
         ):
-            value = _at(self, name)
-            if value < 1:
-                raise invalid(name, value, "an integer >= 1")
-        if self.finetune.epochs < 0:
-            raise invalid("finetune.epochs", self.finetune.epochs, "an integer >= 0")
+            at_least(name, _at(self, name), 1)
+        for name in ("local.steps", "threads"):
+            if _at(self, name) is not None:
+                at_least(name, _at(self, name), 1)
+        at_least("finetune.epochs", self.finetune.epochs, 0)
         if not self.finetune.lr > 0:
             raise invalid("finetune.lr", self.finetune.lr, "a number > 0")
         for name in ("participation", "data.fraction"):
@@ -139,18 +138,18 @@ class Config:
 
     def build_partition(self) -> Partition:
         """The typed partition."""
-        return _settings(PARTITIONS[self.partition["name"]], self.partition, "partition")
+        return settings_of(PARTITIONS[self.partition["name"]], self.partition, "partition")
 
     def build_engine(self) -> InProcess | Flower:
         """The engine's typed settings."""
-        settings: InProcess | Flower = _settings(ENGINES[self.engine["name"]], self.engine, "engine")
+        settings: InProcess | Flower = settings_of(ENGINES[self.engine["name"]], self.engine, "engine")
         return settings
 
     def build_privacy(self) -> Budget | SecAgg | None:
         """The defence's typed settings."""
         if self.privacy is None:
             return None
-        settings: Budget | SecAgg = _settings(DEFENCES[self.privacy["name"]], self.privacy, "privacy")
+        settings: Budget | SecAgg = settings_of(DEFENCES[self.privacy["name"]], self.privacy, "privacy")
         return settings
 
     def build_method(self, model: Any) -> Method[Any, Any, Any, Any]:
@@ -160,9 +159,9 @@ class Config:
     def method_settings(self) -> dict[str, Any]:
         """The method's own hyper-parameters, of the types its dataclass declares."""
         cls = METHODS[self.method["name"]]
-        _known(cls, self.method, "method")
+        known_fields(cls, self.method, "method")
         hints = get_type_hints(cls)
-        return {name: _typed(hints[name], value, f"method.{name}") for name, value in self.method.items() if name != "name"}
+        return {name: typed(hints[name], value, f"method.{name}") for name, value in self.method.items() if name != "name"}
 
 
 for _cls in (
@@ -203,53 +202,6 @@ def _at(config: Any, dotted: str) -> Any:
     return config
 
 
-def _known(cls: type, given: Mapping[str, Any], group: str) -> None:
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in given:
-        if key != "name" and key not in names:
-            raise unknown(f"{group} field", f"{group}.{key}", [f"{group}.{n}" for n in names if n not in ("model", "num_clients")])
-
-
-def _settings(cls: type[T], given: Mapping[str, Any], group: str) -> T:
-    _known(cls, given, group)
-    return validated(cls, {k: v for k, v in given.items() if k != "name"}, group)
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as problem:
-        raise _sentence(where, problem) from None
-
-
-def _sentence(where: str, problem: ValidationError) -> UserError:
-    first = problem.errors()[0]
-    return UserError(f"{where} = {first['input']!r} is not valid: {first['msg'][0].lower()}{first['msg'][1:]}.")
-
-
-def validated(cls: type[T], given: Mapping[str, Any], prefix: str = "") -> T:
-    """Build a typed dataclass; the first mistake becomes one sentence naming the field, the value and what is valid."""
-    try:
-        return TypeAdapter(cls).validate_python(dict(given))
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        original = first.get("ctx", {}).get("error")
-        if isinstance(original, UserError):
-            raise original from None
-        where = ".".join(map(str, (*([prefix] if prefix else []), *first["loc"])))
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise unknown("field", where, _field_names(cls, first["loc"][:-1], prefix)) from None
-        raise _sentence(where, problem) from None
-
-
-def _field_names(cls: Any, path: tuple[Any, ...], prefix: str) -> list[str]:
-    at = prefix
-    for part in path:
-        cls = next(f.type for f in dataclasses.fields(cls) if f.name == part)
-        at = f"{at}.{part}" if at else part
-    return [f"{at}.{f.name}" if at else f.name for f in dataclasses.fields(cls)]
-
-
 def make_config(composed: Mapping[str, Any]) -> Config:
     """From the dictionary Hydra composed to the typed configuration; every sub-configuration is checked, too."""
     config = validated(Config, composed)
@@ -257,6 +209,7 @@ def make_config(composed: Mapping[str, Any]) -> Config:
     config.build_engine()
     config.build_privacy()
     config.method_settings()
+    check_settings(config.model["name"], {k: v for k, v in config.model.items() if k != "name"})
     return config
 
 
@@ -291,6 +244,16 @@ def run_name(composed: Mapping[str, Any]) -> str:
 
 
 def run_folder(composed: Mapping[str, Any]) -> Path:
-    """Where the run's files go."""
+    """Where the run's files go; refused where no folder can be made."""
     run = composed["run"]
-    return Path(run["dir"]) if run.get("dir") else Path(run["root"]) / run_name(composed)
+    if run.get("dir"):
+        return writable("run.dir", Path(run["dir"]))
+    return writable("run.root", Path(run["root"])) / run_name(composed)
+
+
+def writable(field: str, path: Path) -> Path:
+    """``path``, if it is a folder one may write to, or a place where one can be made; makes none."""
+    there = next(p for p in (path, *path.parents) if os.access(p, os.F_OK))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise invalid(field, str(path), f"a folder that can be written or made; {str(there)!r} is none")
+    return path

@@ -187,9 +187,7 @@ class Experiment:
             except NonFiniteLoss as problem:
                 self.ledger.drop()
                 self.save()
-                raise Diverged(
-                    f"{problem} Use a smaller optim.lr, optim.clip=10, or on_nan=skip to leave such clients out of the round."
-                ) from problem
+                raise Diverged(f"{problem} {problem.advice}") from problem
             finally:
                 engine.close()
         return _last(self.folder / "metrics.jsonl")
