@@ -128,9 +128,7 @@ class Experiment:
             self._rewind(-1)
             self._attach()
             return
-        saved, self.server = checkpoint.load(found[-1], server_type(self.fed.method), self.fed.engine.device)
-        for name, store in self._stores().items():
-            store.restore(saved.versions[name])
+        saved, self.server = checkpoint.load(found[-1], server_type(self.fed.method), self.fed.engine.device, self._stores())
         self._attach()
         self.clock = Clock(saved.seconds, saved.cpu_seconds)
         self.number = self._saved = saved.number
