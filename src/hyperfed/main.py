@@ -35,6 +35,9 @@ def guarded(action: Callable[[], int | None]) -> int:
     except Interrupted as stop:
         print(f"hyperfed: {stop}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("hyperfed: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def groups() -> dict[str, list[str]]:
