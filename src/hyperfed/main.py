@@ -106,27 +106,46 @@ def composed_dict(cfg: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def resumed(folder: Path, now: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def resumed(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The saved configuration of ``folder``. What the command line sets besides must agree with it, or be free to differ."""
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"resume = {str(folder)!r} is not a run's folder: it has no config.json.")
     saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    set_here = {o.lstrip("+~").partition("=")[0] for o in overrides} - {"resume"}
-    set_here = {"hypernet" if key == "hyper" else key for key in set_here}
+    set_here = set[str]().union(*map(_sets, overrides)) - {"resume"}
+    same = [] if "dataset" in set_here else [f"dataset={saved['dataset']['name']}"]  # some settings follow from it
+    now = composed_dict(compose_checked([*same, *overrides]))
     was, would = flat(saved), flat(now)
+    was["run.dir"] = str(folder)
+    if Path(would.get("run.dir") or folder).absolute() == folder.absolute():
+        would["run.dir"] = str(folder)
     for key in sorted({*was, *would}):
-        if not any(key == s or key.startswith(s + ".") or s == "experiment" for s in set_here):
+        if not any(key == s or key.startswith(s + ".") for s in set_here):
             continue
         if was.get(key) == would.get(key):
             continue
-        if not any(key == f or key.startswith(f + ".") for f in FREE):
+        if key == "run.dir" or not any(key == f or key.startswith(f + ".") for f in FREE):
             raise UserError(
                 f"resume: {key} = {would.get(key)!r} differs from the run's {was.get(key)!r}; leave it out, or start a new run."
             )
         _set(saved, key, would[key])
     saved["run"]["dir"] = str(folder)
     return saved
+
+
+def _sets(override: str) -> set[str]:
+    """The settings, or groups of them, that a word of the command line sets: the choice of an option may set others' than its group's."""
+    key, _, choice = override.lstrip("+~").partition("=")
+    option = files("hyperfed.conf") / key / f"{choice}.yaml"
+    if "." in key or not option.is_file():
+        return {key}
+    text = option.read_text(encoding="utf-8")
+    if "@package _global_" not in text:
+        return {key, "hypernet"} if key == "method" else {key}  # method=fedavg is not method=hfn
+    values = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(values, dict)
+    chosen = [f"{k.removeprefix('override /')}={v}" for each in values.pop("defaults", []) for k, v in each.items()]
+    return set(flat({str(k): v for k, v in values.items()})).union(*map(_sets, chosen))
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -147,10 +166,8 @@ def run_composed(composed: dict[str, Any]) -> None:
 @hydra.main(version_base="1.3", config_path="pkg://hyperfed.conf", config_name="config")
 def _hydra_main(cfg: DictConfig) -> None:
     def action() -> None:
-        composed = composed_dict(cfg)
-        if cfg.resume is not None:
-            composed = resumed(Path(cfg.resume), composed, HydraConfig.get().overrides.task)
-        run_composed(composed)
+        task = HydraConfig.get().overrides.task
+        run_composed(composed_dict(cfg) if cfg.resume is None else resumed(Path(cfg.resume), task))
 
     if code := guarded(action):
         sys.exit(code)
