@@ -180,6 +180,16 @@ def test_multirun_plays_every_combination(tmp_path: Path) -> None:
     assert sorted(configs) == ["fedavg", "fedper"]
 
 
+def test_multirun_goes_on_after_a_run_that_diverged_and_names_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hyperfed.main", *SMALL, "-m", "optim.lr=1e30,0.1", "rounds=1", f"run.root={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1] == "hyperfed: 1 of 2 runs did not end well: optim.lr=1e+30 (exit code 3)."
+    assert "Traceback" not in done.stderr
+    rates = [json.loads((p.parent / "config.json").read_text())["optim"]["lr"] for p in tmp_path.glob("*/clients.csv")]
+    assert sorted(rates) == [0.1, 1e30]
+
+
 def test_hfn_is_fedavg_over_a_hypernetwork() -> None:
     short, long = (composed_dict(compose_checked(o)) for o in (["method=hfn"], ["method=fedavg", "hyper=hfn"]))
     assert short == long

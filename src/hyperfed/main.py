@@ -163,29 +163,39 @@ def run_composed(composed: dict[str, Any]) -> None:
     follow(lambda listen: Experiment(composed, listen))
 
 
-@hydra.main(version_base="1.3", config_path="pkg://hyperfed.conf", config_name="config")
-def _hydra_main(cfg: DictConfig) -> None:
-    def action() -> None:
-        task = HydraConfig.get().overrides.task
-        run_composed(composed_dict(cfg) if cfg.resume is None else resumed(Path(cfg.resume), task))
-
-    if code := guarded(action):
-        sys.exit(code)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Entry point; returns the exit code, of several runs the worst."""
+    return guarded(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(arguments: list[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
-    if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments) and (
-        code := guarded(lambda: check_overrides(overrides))
-    ):
-        return code
+    if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        check_overrides(overrides)
     GlobalHydra.instance().clear()
     flags = [a for a in arguments if a in ("-m", "--multirun")]  # argparse wants them before the first override
     sys.argv = ["hyperfed run", *flags, *(a for a in arguments if a not in flags)]
-    _hydra_main()
-    return 0
+    codes: list[tuple[str, int]] = []
+
+    @hydra.main(version_base="1.3", config_path="pkg://hyperfed.conf", config_name="config")
+    def job(cfg: DictConfig) -> None:
+        task = list(HydraConfig.get().overrides.task)
+        codes.append((" ".join(o for o in task if o not in overrides), guarded(lambda: _run(cfg, task))))
+        if codes[-1][1] == EXIT_INTERRUPTED:
+            sys.exit(EXIT_INTERRUPTED)  # the others, too
+
+    try:
+        job()
+    finally:
+        failed = [f"{what} (exit code {code})" for what, code in codes if code]
+        if flags and failed:
+            print(f"hyperfed: {len(failed)} of {len(codes)} runs did not end well: {'; '.join(failed)}.", file=sys.stderr)
+    return max((code for _, code in codes), default=0)
+
+
+def _run(cfg: DictConfig, overrides: list[str]) -> None:
+    """Compose and play one run."""
+    run_composed(composed_dict(cfg) if cfg.resume is None else resumed(Path(cfg.resume), overrides))
 
 
 if __name__ == "__main__":
