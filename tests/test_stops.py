@@ -35,13 +35,13 @@ def twice() -> None:
 
 @pytest.mark.parametrize("method", ["fedper", "fedfomo", "pfedla"])
 def test_a_second_ctrl_c_amid_a_rounds_changes_saves_nothing(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In round 3 one client's state is new, the banks are, the others' states are not: the run goes on from round 2."""
+    """In round 4 one client's state is new, the banks are, the others' states are not: the run goes on from round 2, the last one saved."""
     settings = (f"method={method}", "rounds=4", "checkpoint.every=2", "participation=1")
     small_run(tmp_path / "whole", *settings)
     commit = LocalEngine.commit
 
     def interrupted(self: LocalEngine, number: int) -> None:
-        if number == 3:
+        if number == 4:
             k, state = next(iter(self._staged.items()))
             self.store.put(k, state, number)
             twice()
