@@ -87,7 +87,8 @@ def evidence(name: str, ask: Ask) -> str:
 
 def before_and_after() -> str:
     """docs/evidence.md: what fine-tuning adds, over the seeds there are."""
-    found = entries(plan("table2", Ask("mini", ("cifar10", "cifar100"), seeds=(1, 2, 3))), Store(ROOT / "results/evidence"), ROOT / "runs/evidence")
+    cells = plan("table2", Ask("mini", ("cifar10", "cifar100"), seeds=(1, 2, 3)))
+    found = entries(cells, Store(ROOT / "results/evidence"), ROOT / "runs/evidence")
     columns = ["method and cell", "before fine-tuning", "after", "objective, last round", "seeds"]
     rows = []
     for cell, entry in found.items():

@@ -11,7 +11,8 @@ from hyperfed.cli import main
 from hyperfed.core import UserError
 from hyperfed.main import check_overrides, compose_checked, composed_dict, resumed
 from hyperfed.report.runs import read_run
-from runs import SMALL, small_run
+from hyperfed.run.config import identity_hash
+from runs import SMALL, composed, small_run
 
 
 @pytest.mark.parametrize(
@@ -116,13 +117,40 @@ def test_an_unknown_argument_is_named(arguments: list[str], capsys: pytest.Captu
 def test_resume_names_the_setting_that_differs(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     small_run(folder, "rounds=1")
-    now = composed_dict(compose_checked(["optim.lr=0.2"]))
     with pytest.raises(UserError, match=r"resume: optim.lr = 0.2 differs from the run's 0.1"):
-        resumed(folder, now, [f"resume={folder}", "optim.lr=0.2"])
-    free = composed_dict(compose_checked(["checkpoint.keep=5"]))
-    assert resumed(folder, free, [f"resume={folder}", "checkpoint.keep=5"])["checkpoint"]["keep"] == 5
+        resumed(folder, [f"resume={folder}", "optim.lr=0.2"])
+    assert resumed(folder, [f"resume={folder}", "checkpoint.keep=5"])["checkpoint"]["keep"] == 5
     with pytest.raises(UserError, match=r"resume: method.name = 'fedper' differs"):
-        resumed(folder, composed_dict(compose_checked(["method=fedper"])), ["method=fedper"])
+        resumed(folder, ["method=fedper"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method=hfn", "hypernet.embedding = 64 differs from the run's None"),
+        ("scale=paper", "num_clients = 100 differs from the run's 6"),
+        ("experiment=table2", "data.fraction = 0.2 differs from the run's 1.0"),
+        ("run.dir=elsewhere", "run.dir = 'elsewhere' differs from the run's"),
+        ("rounds=30", "rounds = 30 differs from the run's 1"),
+    ],
+)
+def test_resume_refuses_what_a_choice_sets_elsewhere(override: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(composed(tmp_path, "rounds=1")))
+    with pytest.raises(UserError, match=words):
+        resumed(tmp_path, [f"resume={tmp_path}", override])
+
+
+def test_resume_takes_the_choices_the_run_was_made_with(tmp_path: Path) -> None:
+    """Some settings follow from the data set (90 rounds of one, 150 of another): from the run's, not from the default one."""
+    made = ["dataset=cifar10", "method=hfn", "scale=paper", "seed=7"]
+    saved = composed_dict(compose_checked([*made, f"run.dir={tmp_path}"]))
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert (saved["rounds"], saved["hypernet"]["embedding"]) == (150, 128)
+    for given in (["method=hfn", "scale=paper"], made, ["method=fedavg", "hyper=hfn"], [f"run.dir={tmp_path}", "device=cpu"]):
+        again = resumed(tmp_path, [f"resume={tmp_path}", *given])
+        assert identity_hash(again) == identity_hash(saved) and again["run"]["dir"] == str(tmp_path)
+    with pytest.raises(UserError, match="hypernet"):
+        resumed(tmp_path, ["method=fedavg"])
 
 
 def test_compare_prints_a_table_and_draws_two_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +217,16 @@ def test_multirun_plays_every_combination(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     configs = [json.loads(p.read_text())["method"]["name"] for p in tmp_path.glob("*/config.json")]
     assert sorted(configs) == ["fedavg", "fedper"]
+
+
+def test_multirun_goes_on_after_a_run_that_diverged_and_names_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hyperfed.main", *SMALL, "-m", "optim.lr=1e30,0.1", "rounds=1", f"run.root={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1] == "hyperfed: 1 of 2 runs did not end well: optim.lr=1e+30 (exit code 3)."
+    assert "Traceback" not in done.stderr
+    rates = [json.loads((p.parent / "config.json").read_text())["optim"]["lr"] for p in tmp_path.glob("*/clients.csv")]
+    assert sorted(rates) == [0.1, 1e30]
 
 
 def test_hfn_is_fedavg_over_a_hypernetwork() -> None:

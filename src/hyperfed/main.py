@@ -36,6 +36,9 @@ def guarded(action: Callable[[], int | None]) -> int:
     except Interrupted as stop:
         print(f"hyperfed: {stop}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("hyperfed: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def groups() -> dict[str, list[str]]:
@@ -136,27 +139,46 @@ def composed_dict(cfg: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def resumed(folder: Path, now: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def resumed(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The saved configuration of ``folder``. What the command line sets besides must agree with it, or be free to differ."""
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"resume = {str(folder)!r} is not a run's folder: it has no config.json.")
     saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    set_here = {o.lstrip("+~").partition("=")[0] for o in overrides} - {"resume"}
-    set_here = {"hypernet" if key == "hyper" else key for key in set_here}
+    set_here = set[str]().union(*map(_sets, overrides)) - {"resume"}
+    same = [] if "dataset" in set_here else [f"dataset={saved['dataset']['name']}"]  # some settings follow from it
+    now = composed_dict(compose_checked([*same, *overrides]))
     was, would = flat(saved), flat(now)
+    was["run.dir"] = str(folder)
+    if Path(would.get("run.dir") or folder).absolute() == folder.absolute():
+        would["run.dir"] = str(folder)
     for key in sorted({*was, *would}):
-        if not any(key == s or key.startswith(s + ".") or s == "experiment" for s in set_here):
+        if not any(key == s or key.startswith(s + ".") for s in set_here):
             continue
         if was.get(key) == would.get(key):
             continue
-        if not any(key == f or key.startswith(f + ".") for f in FREE):
+        if key == "run.dir" or not any(key == f or key.startswith(f + ".") for f in FREE):
             raise UserError(
                 f"resume: {key} = {would.get(key)!r} differs from the run's {was.get(key)!r}; leave it out, or start a new run."
             )
         _set(saved, key, would[key])
     saved["run"]["dir"] = str(folder)
     return saved
+
+
+def _sets(override: str) -> set[str]:
+    """The settings, or groups of them, that a word of the command line sets: the choice of an option may set others' than its group's."""
+    key, _, choice = override.lstrip("+~").partition("=")
+    option = files("hyperfed.conf") / key / f"{choice}.yaml"
+    if "." in key or not option.is_file():
+        return {key}
+    text = option.read_text(encoding="utf-8")
+    if "@package _global_" not in text:
+        return {key, "hypernet"} if key == "method" else {key}  # method=fedavg is not method=hfn
+    values = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(values, dict)
+    chosen = [f"{k.removeprefix('override /')}={v}" for each in values.pop("defaults", []) for k, v in each.items()]
+    return set(flat({str(k): v for k, v in values.items()})).union(*map(_sets, chosen))
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -174,31 +196,39 @@ def run_composed(composed: dict[str, Any]) -> None:
     follow(lambda listen: Experiment(composed, listen))
 
 
-@hydra.main(version_base="1.3", config_path="pkg://hyperfed.conf", config_name="config")
-def _hydra_main(cfg: DictConfig) -> None:
-    def action() -> None:
-        composed = composed_dict(cfg)
-        if cfg.resume is not None:
-            composed = resumed(Path(cfg.resume), composed, HydraConfig.get().overrides.task)
-        run_composed(composed)
-
-    if code := guarded(action):
-        sys.exit(code)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Entry point; returns the exit code, of several runs the worst."""
+    return guarded(lambda: _main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(arguments: list[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
-    if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments) and (
-        code := guarded(lambda: check_overrides(overrides, multirun="-m" in arguments or "--multirun" in arguments))
-    ):
-        return code
+    if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        check_overrides(overrides, multirun="-m" in arguments or "--multirun" in arguments)
     GlobalHydra.instance().clear()
     flags = [a for a in arguments if a in ("-m", "--multirun")]  # argparse wants them before the first override
     sys.argv = ["hyperfed run", *flags, *(a for a in arguments if a not in flags)]
-    _hydra_main()
-    return 0
+    codes: list[tuple[str, int]] = []
+
+    @hydra.main(version_base="1.3", config_path="pkg://hyperfed.conf", config_name="config")
+    def job(cfg: DictConfig) -> None:
+        task = list(HydraConfig.get().overrides.task)
+        codes.append((" ".join(o for o in task if o not in overrides), guarded(lambda: _run(cfg, task))))
+        if codes[-1][1] == EXIT_INTERRUPTED:
+            sys.exit(EXIT_INTERRUPTED)  # the others, too
+
+    try:
+        job()
+    finally:
+        failed = [f"{what} (exit code {code})" for what, code in codes if code]
+        if flags and failed:
+            print(f"hyperfed: {len(failed)} of {len(codes)} runs did not end well: {'; '.join(failed)}.", file=sys.stderr)
+    return max((code for _, code in codes), default=0)
+
+
+def _run(cfg: DictConfig, overrides: list[str]) -> None:
+    """Compose and play one run."""
+    run_composed(composed_dict(cfg) if cfg.resume is None else resumed(Path(cfg.resume), overrides))
 
 
 if __name__ == "__main__":

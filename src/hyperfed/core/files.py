@@ -2,18 +2,47 @@
 
 import json
 import os
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from errno import EIO
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hyperfed.core.types import Params
+
+try:
+    import fcntl
+except ImportError:  # no such locks there
+    fcntl = None  # type: ignore[assignment]
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(path: Path) -> int | None:
+    """A descriptor that holds the lock on ``path`` until it is closed or the process ends, however it ends; None: another has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 @contextmanager
@@ -24,8 +53,7 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,30 +75,52 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
+def _crc32(layout: str, tensors: Mapping[str, Tensor]) -> str:
+    total = zlib.crc32(layout.encode())
+    for name in sorted(tensors):
+        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
 def save_tensors(path: Path, flat: Params, *, packed: bool = False) -> None:
     """Write tensors as safetensors, their order with them: sums over names must come out the same after reading.
 
-    ``packed`` lays all tensors of a type end to end in one: many small ones cost a twentieth of the time.
+    ``packed`` lays all tensors of a type end to end in one: many small ones cost a twentieth of the time. Raises OSError.
     """
     layout = [(name, str(t.dtype), list(t.shape)) for name, t in flat.items()]
     if packed:
-        tensors = {d: torch.cat([flat[n].reshape(-1) for n, e, _ in layout if e == d]) for d in dict.fromkeys(d for _, d, _ in layout)}
+        types = dict.fromkeys(d for _, d, _ in layout)
+        tensors = {d: torch.cat([flat[n].detach().reshape(-1) for n, e, _ in layout if e == d]).cpu() for d in types}
     else:
         tensors = {n: whole(t) for n, t in flat.items()}
-    save_file(tensors, path, metadata={"layout": json.dumps(layout), "packed": str(packed)})
+    text = json.dumps(layout)
+    try:
+        save_file(tensors, path, metadata={"layout": text, "packed": str(packed), "crc32": _crc32(text, tensors)})
+    except SafetensorError as problem:
+        if not (found := re.search(r"\(os error (\d+)\)", str(problem))):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from problem
 
 
 def load_tensors(path: Path, device: str = "cpu") -> Params:
     """Read tensors back in the order in which they were written, each into memory of its own.
 
-    In the file they lie at any address, and a product's last bits depend on its operands' alignment.
+    In the file they lie at any address, and a product's last bits depend on its operands' alignment. Raises OSError where the file is
+    missing or not as it was written.
     """
-    with safe_open(path, "pt", device=device) as file:
-        layout = json.loads(file.metadata()["layout"])
-        if file.metadata()["packed"] != "True":
-            return {name: file.get_tensor(name).clone() for name, _, _ in layout}
-        sizes: dict[str, list[int]] = {}
-        for _, dtype, shape in layout:
-            sizes.setdefault(dtype, []).append(prod(shape))
-        rest = {dtype: iter(file.get_tensor(dtype).split(each)) for dtype, each in sizes.items()}
+    try:
+        with safe_open(path, "pt") as file:
+            facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    except SafetensorError as problem:
+        raise OSError(EIO, f"damaged ({problem})", str(path)) from problem
+    if facts.get("crc32", found := _crc32(facts.get("layout", ""), tensors)) != found:  # earlier versions wrote none
+        raise OSError(EIO, "damaged (its checksum is another)", str(path))
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    layout = json.loads(facts["layout"])
+    if facts["packed"] != "True":
+        return {name: tensors[name].clone() for name, _, _ in layout}
+    sizes: dict[str, list[int]] = {}
+    for _, dtype, shape in layout:
+        sizes.setdefault(dtype, []).append(prod(shape))
+    rest = {dtype: iter(tensors[dtype].split(each)) for dtype, each in sizes.items()}
     return {name: next(rest[dtype]).clone().reshape(shape) for name, dtype, shape in layout}

@@ -11,7 +11,7 @@ from hyperfed.core import ALL, Method, Params, Round, Scope, select
 from hyperfed.core.seeds import derive_seed, generator
 from hyperfed.engine.guard import Guard
 from hyperfed.engine.optim import Optim
-from hyperfed.engine.round import Finetune, Reply, Score
+from hyperfed.engine.round import Finetune, Reply, Score, StopAsked
 from hyperfed.engine.store import Store
 from hyperfed.engine.workspace import DeviceClient, Local, NonFiniteLoss, Workspace
 
@@ -84,11 +84,11 @@ class LocalEngine:
         return DeviceClient(self.space, k, index[held:], index[:held], self.seed, number, lr, optim, self.local, purpose, each)
 
     def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
-        """See :class:`~hyperfed.engine.round.Engine`. Raises KeyboardInterrupt between two clients when asked to stop."""
+        """See :class:`~hyperfed.engine.round.Engine`. Raises StopAsked between two clients when asked to stop."""
         self._staged.clear()
         for k in rnd.ids.tolist():
             if self.stop():
-                raise KeyboardInterrupt
+                raise StopAsked
             try:
                 self._staged[k], reply = self.turn(k, rnd.number, download(k))
             except NonFiniteLoss as problem:
@@ -115,7 +115,7 @@ class LocalEngine:
         """See :class:`~hyperfed.engine.round.Engine`."""
         for k in rnd.ids.tolist():
             if self.stop():
-                raise KeyboardInterrupt
+                raise StopAsked
             yield Score(len(self.test_index[k]), *self.correct(k, download(k), rnd.number, finetune))
 
     def model_of(self, k: int, down: Any) -> Params:

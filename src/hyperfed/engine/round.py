@@ -14,6 +14,10 @@ from hyperfed.engine.guard import Guard, Record
 from hyperfed.engine.store import Versions
 
 
+class StopAsked(KeyboardInterrupt):
+    """The engine was asked to stop, and did so between two clients: nothing of the round has been kept."""
+
+
 class Reply(NamedTuple):
     """A participant's answer: its upload and its mean training loss."""
 
@@ -97,6 +101,14 @@ def play(
     method: Method[Any, Any, Any, Any], server: Any, rnd: Round, engine: Engine, record: Record, guard: Guard | None = None
 ) -> tuple[Any, list[float]]:
     """Play one round; every message that passes is recorded. Returns the new server state and the participants' losses."""
+    heard, losses = gather(method, server, rnd, engine, record, guard)
+    return settle(method, server, rnd, engine, heard), losses
+
+
+def gather(
+    method: Method[Any, Any, Any, Any], server: Any, rnd: Round, engine: Engine, record: Record, guard: Guard | None = None
+) -> tuple[tuple[Round, Any] | None, list[float]]:
+    """A round's messages: those who answered with their stacked uploads (None: nobody), and their losses. Changes no state."""
 
     def download(k: int) -> Any:
         message = method.download(server, rnd, k)
@@ -107,11 +119,18 @@ def play(
     for reply in engine.train(rnd, download):
         record(rnd.number, reply.client, "up", reply.upload)
         replies.append(reply._replace(upload=method.unpack(reply.client, reply.upload)))
-    if replies:
-        came = present(rnd, [r.client for r in replies])
-        server = method.server_update(server, *(guard or Guard()).open(rnd, came, [r.upload for r in replies], record))
+    if not replies:
+        return None, []
+    came = present(rnd, [r.client for r in replies])
+    return (guard or Guard()).open(rnd, came, [r.upload for r in replies], record), [r.loss for r in replies]
+
+
+def settle(method: Method[Any, Any, Any, Any], server: Any, rnd: Round, engine: Engine, heard: tuple[Round, Any] | None) -> Any:
+    """The server's new state. Banks and client states are replaced on the way: broken off here, a run goes on from its checkpoint."""
+    if heard is not None:
+        server = method.server_update(server, *heard)
     engine.commit(rnd.number)
-    return server, [r.loss for r in replies]
+    return server
 
 
 def federate(

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from hyperfed.core import Params, flatten, unflatten
-from hyperfed.core.files import atomic, load_tensors, save_tensors
+from hyperfed.core import Params, UserError, flatten, unflatten
+from hyperfed.core.files import atomic, load_tensors, save_tensors, sync
 
 C = TypeVar("C")
 
@@ -24,32 +24,42 @@ def _name(k: int, version: int) -> str:
     return f"{k:06d}-{version:06d}.safetensors"
 
 
+class DamagedState(UserError):
+    """A client's state is not on disk as it was written."""
+
+
 class Store(Generic[C]):
     """Client id -> state. A version is the round in which the state was made; a file is never overwritten.
 
     Memory does not grow with the number of clients: beyond ``cache_bytes`` the states used longest ago live on disk only.
     """
 
-    def __init__(self, folder: Path, kind: type[C], cache_bytes: int = 256 * 2**20, device: str = "cpu", durable: bool = False) -> None:
-        self.folder, self.kind, self.cache_bytes, self.device, self.durable = folder, kind, cache_bytes, device, durable
+    def __init__(self, folder: Path, kind: type[C], cache_bytes: int = 256 * 2**20, device: str = "cpu") -> None:
+        self.folder, self.kind, self.cache_bytes, self.device = folder, kind, cache_bytes, device
         folder.mkdir(parents=True, exist_ok=True)
         self.versions: Versions = {}
         self._cache: OrderedDict[int, tuple[C, int]] = OrderedDict()
         self._held = 0
         self._dirty: set[int] = set()
+        self._loose: set[Path] = set()
         self._files: defaultdict[int, set[int]] = defaultdict(set)
         for path in folder.glob("*.safetensors"):
             k, version = path.stem.split("-")
             self._files[int(k)].add(int(version))
 
     def get(self, k: int) -> C | None:
-        """The state of client ``k``; None before its first round."""
+        """The state of client ``k``; None before its first round. Raises DamagedState."""
         if k not in self.versions:
             return None
         if k in self._cache:
             self._cache.move_to_end(k)
             return self._cache[k][0]
-        state = unflatten(self.kind, load_tensors(self.folder / _name(k, self.versions[k]), self.device))
+        path = self.folder / _name(k, self.versions[k])
+        try:
+            state = unflatten(self.kind, load_tensors(path, self.device))
+        except OSError as problem:
+            what = "is missing" if isinstance(problem, FileNotFoundError) else f"cannot be read: {problem.strerror or problem}"
+            raise DamagedState(f"the state of client {k} (round {self.versions[k]}), {path}, {what}.") from problem
         self._remember(k, state)
         return state
 
@@ -62,18 +72,23 @@ class Store(Generic[C]):
         self._remember(k, state)
 
     def flush(self) -> Versions:
-        """Write what is only in memory; returns client -> version, which :meth:`restore` takes."""
+        """Write what is only in memory, durably; returns client -> version, which :meth:`restore` takes."""
         for k in sorted(self._dirty):
-            self._write(k, self._cache[k][0])
-        self._dirty.clear()
+            self._write(k)
+        if new := self._loose & {self.folder / _name(k, version) for k, version in self.versions.items()}:
+            for path in (*sorted(new), self.folder):
+                sync(path)
+        self._loose.clear()
         return dict(self.versions)
 
     def restore(self, versions: Versions) -> None:
-        """Go back to the versions of a checkpoint."""
+        """Go back to the versions of a checkpoint. Raises DamagedState where one is missing or is not as it was written."""
         self._cache.clear()
         self._dirty.clear()
         self._held = 0
         self.versions = dict(versions)
+        for k in versions:
+            self.get(k)
 
     def collect(self, kept: Iterable[Versions]) -> None:
         """Delete the files that neither the present nor a kept checkpoint refers to."""
@@ -98,11 +113,14 @@ class Store(Generic[C]):
                 path.unlink(missing_ok=True)
                 self._files[k].discard(int(path.stem.split("-")[1]))
 
-    def _write(self, k: int, state: C) -> None:
-        version = self.versions[k]
-        with atomic(self.folder / _name(k, version), durable=self.durable) as temporary:
-            save_tensors(temporary, flatten(state), packed=True)
-        self._files[k].add(version)
+    def _write(self, k: int) -> None:
+        """Write the state of client ``k`` that is only in memory; :meth:`flush` sees to it that it outlives a loss of power."""
+        path = self.folder / _name(k, self.versions[k])
+        with atomic(path, durable=False) as temporary:
+            save_tensors(temporary, flatten(self._cache[k][0]), packed=True)
+        self._files[k].add(self.versions[k])
+        self._loose.add(path)
+        self._dirty.discard(k)
 
     def _remember(self, k: int, state: C) -> None:
         size = sum(t.numel() * t.element_size() for t in flatten(state).values())
@@ -111,11 +129,10 @@ class Store(Generic[C]):
         self._cache[k] = (state, size)
         self._held += size
         while self._held > self.cache_bytes and len(self._cache) > 1:
-            oldest, (old, old_size) = self._cache.popitem(last=False)
-            self._held -= old_size
+            oldest = next(iter(self._cache))
             if oldest in self._dirty:
-                self._write(oldest, old)
-                self._dirty.discard(oldest)
+                self._write(oldest)  # before it leaves memory: where the disk is full, nothing is lost
+            self._held -= self._cache.pop(oldest)[1]
 
 
 class Rows:

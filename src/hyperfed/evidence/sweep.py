@@ -1,6 +1,5 @@
 """A sweep that lasts: runs in worker processes, finished ones never repeated, interrupted ones resumed, failures listed."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperfed.core.files import write_json
+from hyperfed.core.files import lock, write_json
 from hyperfed.evidence.plans import Cell
 from hyperfed.evidence.store import Store
 from hyperfed.main import EXIT_DIVERGED, EXIT_INTERRUPTED
@@ -87,26 +86,23 @@ class Sweep:
         """Start the cell's run, unless another sweep is at it or has just finished it."""
         folder = self.work / cell.scale / cell.name
         folder.mkdir(parents=True, exist_ok=True)
-        lock: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-        assert lock is not None
+        held = lock(folder / ".lock")  # not the run's own lock, which its process takes itself
+        if held is None:
+            out.left.append(cell)
+            return
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                out.left.append(cell)
-                return
             if self._settled(cell, out):
                 return
             write_json(folder / "config.json", self.composed(cell, folder))
             with (folder / "log.txt").open("ab") as log:
                 command = [sys.executable, "-m", "hyperfed.main", f"resume={folder}"]
                 one = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-                process = subprocess.Popen(command, stdout=log, stderr=log, env=one, pass_fds=[lock], preexec_fn=die_with_parent)
-            running.append(Worker(cell, folder, process, lock))
-            lock = None  # until its result is in the store
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=one, pass_fds=[held], preexec_fn=die_with_parent)
+            running.append(Worker(cell, folder, process, held))
+            held = None  # until its result is in the store
         finally:
-            if lock is not None:
-                os.close(lock)
+            if held is not None:
+                os.close(held)
 
     def _settled(self, cell: Cell, out: Outcome) -> bool:
         """Whether the store, as it is on disk now, has the cell's run or its failure."""

@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hyperfed.core import UserError, flatten, unflatten
-from hyperfed.core.files import load_tensors, save_tensors
-from hyperfed.engine.store import Versions
+from hyperfed.core.files import load_tensors, save_tensors, sync
+from hyperfed.engine.round import Keeper
+from hyperfed.engine.store import DamagedState, Versions
 
 S = TypeVar("S")
 FORMAT = 1
@@ -42,17 +44,18 @@ def save(folder: Path, saved: Saved, server: Any) -> None:
         facts = {"format": FORMAT, "sha256": _sha256(tensors), **saved._asdict()}
         text = temporary / "checkpoint.json"
         text.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        for path in (tensors, text):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for path in (tensors, text, temporary):
+            sync(path)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
+        sync(folder)
     except OSError as problem:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"the checkpoint of round {saved.number} could not be written to {folder}: {problem.strerror}; the one before it is intact."
         ) from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def available(folder: Path) -> list[Path]:
@@ -62,24 +65,43 @@ def available(folder: Path) -> list[Path]:
 
 def read_facts(path: Path) -> Saved:
     """The JSON half of a checkpoint."""
-    facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    return _saved(_facts(path))
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise _damaged(path, problem) from problem
     if facts["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {facts['format']}; this version reads format {FORMAT}.")
+    return facts
+
+
+def _saved(facts: Mapping[str, Any]) -> Saved:
     versions = {name: {int(k): v for k, v in each.items()} for name, each in facts["versions"].items()}
     return Saved(facts["number"], versions, facts["seconds"], facts["cpu_seconds"], facts["loss"])
 
 
-def load(path: Path, kind: type[S], device: str = "cpu") -> tuple[Saved, S]:
-    """Read a checkpoint back. A damaged one is refused with its name."""
-    tensors = path / "server.safetensors"
+def _damaged(path: Path, why: object) -> UserError:
+    older = [p for p in available(path.parent) if p < path]
+    way_out = f"; delete that folder to go on from the checkpoint before it, {older[-1].name}" if older else ""
+    return UserError(f"checkpoint {path} is damaged: {str(why).rstrip('.')}{way_out}.")
+
+
+def load(path: Path, kind: type[S], device: str, stores: Mapping[str, Keeper]) -> tuple[Saved, S]:
+    """Read a checkpoint back, and let ``stores`` go back to the versions it names. A damaged one is refused with what is wrong."""
+    facts, tensors = _facts(path), path / "server.safetensors"
+    saved = _saved(facts)
     try:
-        facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        found = _sha256(tensors)
-    except (OSError, ValueError) as problem:
-        raise UserError(f"checkpoint {path} is damaged ({problem}).") from problem
-    if found != facts["sha256"]:
-        raise UserError(f"checkpoint {path} is damaged: server.safetensors has sha256 {found[:12]}..., expected {facts['sha256'][:12]}....")
-    return read_facts(path), unflatten(kind, load_tensors(tensors, device))
+        if (found := _sha256(tensors)) != facts["sha256"]:
+            raise _damaged(path, f"server.safetensors has sha256 {found[:12]}..., expected {facts['sha256'][:12]}...")
+        server = unflatten(kind, load_tensors(tensors, device))
+        for name, store in stores.items():
+            store.restore(saved.versions[name])
+    except (OSError, DamagedState) as problem:
+        raise _damaged(path, problem) from problem
+    return saved, server
 
 
 def prune(folder: Path, keep: int) -> list[dict[str, Versions]]:

@@ -17,17 +17,19 @@ import torch
 from hyperfed import __version__
 from hyperfed.core import Bank, Round, UserError
 from hyperfed.core.codec import fields
-from hyperfed.core.files import write_json, write_text
+from hyperfed.core.files import write_json
 from hyperfed.data import label_counts
 from hyperfed.engine.local import LocalEngine
-from hyperfed.engine.round import Keeper, play, sample
+from hyperfed.engine.round import Keeper, StopAsked, gather, sample, settle
 from hyperfed.engine.store import Row, Rows, Store
 from hyperfed.engine.workspace import NonFiniteLoss
 from hyperfed.models import HyperModel
 from hyperfed.run import checkpoint
 from hyperfed.run.build import Federation, build, server_type
+from hyperfed.run.claim import Claim
 from hyperfed.run.config import Config, identity_hash, make_config, run_folder
 from hyperfed.run.evaluate import Evaluation
+from hyperfed.run.journal import Journal
 from hyperfed.run.ledger import Ledger
 
 MOST_COMPARED = 40
@@ -40,7 +42,7 @@ class Diverged(UserError):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved its last complete round."""
+    """The run was asked to stop: what it says is where it goes on from."""
 
 
 @dataclass
@@ -87,6 +89,8 @@ class Experiment:
         self.folder = run_folder(composed)
         self.clock = Clock()
         self.fed: Federation = build(composed, self.config, self.folder, grid)
+        self.claim = Claim(self.folder)
+        self.journal = Journal(self.folder)
         self.ledger = Ledger(self._open() / "ledger.csv", self.fed.method.model.roles)
         self.number = 0
         self.loss: float | None = None
@@ -128,9 +132,7 @@ class Experiment:
             self._rewind(-1)
             self._attach()
             return
-        saved, self.server = checkpoint.load(found[-1], server_type(self.fed.method), self.fed.engine.device)
-        for name, store in self._stores().items():
-            store.restore(saved.versions[name])
+        saved, self.server = checkpoint.load(found[-1], server_type(self.fed.method), self.fed.engine.device, self._stores())
         self._attach()
         self.clock = Clock(saved.seconds, saved.cpu_seconds)
         self.number = self._saved = saved.number
@@ -150,20 +152,29 @@ class Experiment:
             self.server = self.server._replace(**{name: Bank(getattr(self.server, name).default, Rows(store))})
 
     def _rewind(self, number: int) -> None:
-        """Cut ledger and metrics back to what the checkpoint knows; clients.csv to the evaluations that metrics.jsonl has."""
+        """Cut ledger and journal back to what the checkpoint knows."""
         self.ledger.rewind(number)
-        metrics, clients = self.folder / "metrics.jsonl", self.folder / "clients.csv"
-        if not metrics.exists():
-            clients.unlink(missing_ok=True)
-            return
-        lines = [line for line in _whole_lines(metrics) if json.loads(line)["round"] <= number]
-        write_text(metrics, "".join(lines))
-        if clients.exists():
-            known = {str(fact["round"]) for fact in map(json.loads, lines) if "before" in fact}
-            write_text(clients, "".join(line for line in _whole_lines(clients) if line.split(",")[0] in known | {"round"}))
+        self.journal.rewind(number)
 
     def run(self) -> dict[str, Any]:
         """Play the remaining rounds. Returns the last line of metrics. Raises Interrupted, UserError (NaN with ``on_nan=stop``)."""
+        self.claim.check()
+        go_on = f"go on with: hyperfed run resume={self.folder}"
+        try:
+            self._play()
+        except StopAsked:
+            raise Interrupted(f"stopped after round {self.number} of {self.config.rounds}; {go_on}") from None
+        except KeyboardInterrupt:  # anywhere, perhaps amid a round's changes: nothing may be saved
+            raise Interrupted(f"stopped at once; {self._last_saved()}; {go_on}") from None
+        except NonFiniteLoss as problem:
+            raise Diverged(f"{problem} {problem.advice}") from problem
+        except OSError as problem:
+            raise UserError(f"the run stopped: {problem}; {self._last_saved()}; {go_on}") from problem
+        finally:
+            self.claim.release()
+        return list(self.journal.evaluations())[-1]
+
+    def _play(self) -> None:
         config, engine = self.config, self.fed.engine
         with interruptible() as asked:
             engine.watch(asked, self._skipped)
@@ -174,31 +185,32 @@ class Experiment:
                     if self.number % config.checkpoint.every == 0 or self.number == config.rounds:
                         self.save()  # before the evaluation, which may take long and is made up for after a resume
                     self._evaluate_if_due()
-            except KeyboardInterrupt:
-                self.ledger.drop()
-                self.save()
-                raise Interrupted(
-                    f"stopped after round {self.number} of {config.rounds}; go on with: hyperfed run resume={self.folder}"
-                ) from None
-            except UserError:
-                self.ledger.drop()
-                self.save()
-                raise
-            except NonFiniteLoss as problem:
-                self.ledger.drop()
-                self.save()
-                raise Diverged(f"{problem} {problem.advice}") from problem
             finally:
                 engine.close()
-        return _last(self.folder / "metrics.jsonl")
+
+    def _last_saved(self) -> str:
+        found = checkpoint.available(self.folder / "checkpoints")
+        return f"the checkpoint of round {checkpoint.read_facts(found[-1]).number} is intact" if found else "no round was saved yet"
+
+    @contextmanager
+    def _between_rounds(self) -> Iterator[None]:
+        """Clients are at work, but no state changes: where they end the run, what is complete is saved."""
+        try:
+            yield
+        except (StopAsked, NonFiniteLoss, UserError):
+            self.ledger.drop()
+            self.save()
+            raise
 
     def _round(self, number: int) -> None:
         config, fed = self.config, self.fed
         engine, pooled = fed.engine, fed.method.pooled
         ids = [0] if pooled else sample(number, config.num_clients, config.participation, config.seed)
-        examples = torch.tensor([sum(engine.examples)] if pooled else [engine.examples[k] for k in ids])
-        rnd = Round(number, torch.tensor(ids), examples)
-        self.server, losses = play(fed.method, self.server, rnd, engine, self.ledger.add, fed.guard)
+        with self._between_rounds():
+            examples = torch.tensor([sum(engine.examples)] if pooled else [engine.examples[k] for k in ids])
+            rnd = Round(number, torch.tensor(ids), examples)
+            heard, losses = gather(fed.method, self.server, rnd, engine, self.ledger.add, fed.guard)
+        self.server = settle(fed.method, self.server, rnd, engine, heard)
         self.ledger.flush()
         self.number = number
         self.loss = float(np.nanmean(losses)) if losses and not np.isnan(losses).all() else None
@@ -207,7 +219,9 @@ class Experiment:
     def _evaluate_if_due(self) -> None:
         """At the start, every ``eval.every`` rounds and at the end; once, also where a stop came between a round and its evaluation."""
         number, config = self.number, self.config
-        if (number % config.eval.every == 0 or number == config.rounds) and not self._evaluated(number):
+        if number % config.eval.every and number != config.rounds:
+            return
+        if all(line["round"] != number for line in self.journal.evaluations()):
             self.evaluate(number)
 
     def evaluate(self, number: int) -> Evaluation:
@@ -217,14 +231,15 @@ class Experiment:
         tune = (
             config.finetune if config.finetune.epochs and (wanted == "always" or (wanted == "last" and number == config.rounds)) else None
         )
-        everyone = Round(number, torch.arange(config.num_clients), torch.tensor(engine.examples))
-        scores = list(engine.evaluate(everyone, lambda k: self.fed.method.download(self.server, everyone, k), tune))
+        with self._between_rounds():
+            everyone = Round(number, torch.arange(config.num_clients), torch.tensor(engine.examples))
+            scores = list(engine.evaluate(everyone, lambda k: self.fed.method.download(self.server, everyone, k), tune))
         tests, before, after = (np.array(column) for column in zip(*scores, strict=True))
         result = Evaluation(tests, before, after if tune else None)
         if number == config.rounds:
             self._compare_kernels(everyone)
         seconds, cpu = self.clock.read()
-        self._note_clients(number, result)
+        self.journal.note_clients(number, result)
         self._note(
             {
                 "round": number,
@@ -269,30 +284,5 @@ class Experiment:
         self._note({"event": "skipped", "round": number, "client": client, "message": message})
 
     def _note(self, line: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.journal.note(line)
         self.listen(line)
-
-    def _note_clients(self, number: int, result: Evaluation) -> None:
-        path = self.folder / "clients.csv"
-        if not path.exists():
-            write_text(path, "round,client,test_samples,correct_before,correct_after\n")
-        after = result.after if result.after is not None else [""] * len(result.tests)
-        rows = zip(result.tests, result.before, after, strict=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{number},{k},{t},{b},{a}\n" for k, (t, b, a) in enumerate(rows))
-
-    def _evaluated(self, number: int) -> bool:
-        path = self.folder / "metrics.jsonl"
-        lines = map(json.loads, _whole_lines(path)) if path.exists() else ()
-        return any(line["round"] == number and "before" in line for line in lines)
-
-
-def _whole_lines(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:
-        return [line for line in file if line.endswith("\n")]
-
-
-def _last(path: Path) -> dict[str, Any]:
-    lines = [json.loads(line) for line in _whole_lines(path)]
-    return next(line for line in reversed(lines) if "before" in line)

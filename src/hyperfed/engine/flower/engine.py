@@ -13,7 +13,7 @@ from hyperfed.core import Method, Params, Round
 from hyperfed.engine.flower.codec import Refused, Spec, decode, header_of, message_types, pack, size_of, spec_of
 from hyperfed.engine.flower.nodes import Nodes, QuorumNotMet, first_line
 from hyperfed.engine.flower.remote import Remote
-from hyperfed.engine.round import Finetune, Reply, Score
+from hyperfed.engine.round import Finetune, Reply, Score, StopAsked
 from hyperfed.engine.workspace import NonFiniteLoss
 
 IDENTITY = {"experiment": str, "round": int, "client": int}
@@ -68,7 +68,7 @@ class FlowerEngine:
         return [self.nodes.sizes.get(k, 0) for k in everyone]
 
     def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
-        """See :class:`~hyperfed.engine.round.Engine`. Raises QuorumNotMet, NonFiniteLoss (``on_nan=stop``), KeyboardInterrupt."""
+        """See :class:`~hyperfed.engine.round.Engine`. Raises QuorumNotMet, NonFiniteLoss (``on_nan=stop``), StopAsked."""
         self._made.clear()
         everyone, sizes = rnd.ids.tolist(), rnd.examples.tolist()
         self.nodes.meet(everyone)
@@ -167,7 +167,7 @@ class FlowerEngine:
         deadline = time.monotonic() + self.nodes.settings.timeout
         while len(answered) < len(pending):
             if self.stop():
-                raise KeyboardInterrupt
+                raise StopAsked
             replies = list(self.nodes.grid.pull_messages([i for i in (*pending, *self._late) if i not in answered]))
             if not replies and time.monotonic() > deadline:
                 break

@@ -12,6 +12,7 @@ from hyperfed.core import UserError
 from hyperfed.engine.flower.codec import Refused, header_of, pack, size_of
 from hyperfed.engine.flower.settings import Flower
 from hyperfed.engine.flower.wire import Wire
+from hyperfed.engine.round import StopAsked
 
 WHOAMI = f"{MessageType.QUERY}.whoami"
 
@@ -75,7 +76,7 @@ class Nodes:
             if time.monotonic() > deadline:
                 break
             if self.stop():
-                raise KeyboardInterrupt
+                raise StopAsked
             time.sleep(self.pause)
         if len(ids) - len(missing) < ceil(self.settings.quorum * len(ids)):
             raise QuorumNotMet(
@@ -91,7 +92,7 @@ class Nodes:
         self.asked.update(nodes)
         while pending and time.monotonic() < deadline:
             if self.stop():
-                raise KeyboardInterrupt
+                raise StopAsked
             replies = list(self.grid.pull_messages(list(pending)))
             for reply in replies:
                 node = pending.pop(reply.metadata.reply_to_message_id, None)
