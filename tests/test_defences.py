@@ -71,13 +71,6 @@ def test_the_noise_has_the_deviation_and_is_fresh() -> None:
     assert float(rows[0].std()) == pytest.approx(3.0 * 2.0 / 4, rel=0.03)
 
 
-def test_secret_noise_is_not_the_seeds() -> None:
-    method = METHODS["fedavg"](tiny_network(), 4)
-    guard = make_guard(ClientDP(secret=True), setting(method))
-    up = Shared({"head.weight": torch.zeros(10, 10)})
-    assert not torch.equal(guard.protect(1, 0, up, up).shared["head.weight"], guard.protect(1, 0, up, up).shared["head.weight"])
-
-
 @pytest.mark.parametrize("name", ["fedavg", "feddyn", "fedrep", "fedbabu", "perfedavg"])
 def test_noise_on_the_server_reaches_every_method_that_needs_a_sum(name: str, tmp_path: Path) -> None:
     """Without noise and with a wide clip, the uniform mean: clients of equal size end as without defence."""

@@ -9,7 +9,7 @@ from hyperfed.core import invalid
 class Budget:
     """Clipping and Gaussian noise: ``noise_multiplier`` is the noise's deviation over ``clip``; or it follows from a wanted ``epsilon``.
 
-    ``secret``: the noise comes from the operating system's entropy, not from the run's seed; then a run cannot be repeated to the bit.
+    ``secret``: the noise comes from keys of the operating system, not from the run's seed; then a run cannot be repeated to the bit.
     """
 
     clip: float | None = 1.0
