@@ -20,9 +20,9 @@ from hyperfed.main import check_overrides
 from hyperfed.methods import METHODS
 from hyperfed.methods.fedavg import Shared
 from hyperfed.models import HyperModel, Hypernet, Shape, build_model
-from hyperfed.privacy import budget
 from problems import play_rounds, tiny_engine, tiny_images, tiny_network
 from runs import assert_bit_identical, small_run
+from test_defences_accounting import ACCOUNTABLE
 
 
 def setting(method: Method[Any, Any, Any, Any], rounds: int = 3, **changed: Any) -> Setting:
@@ -93,34 +93,6 @@ def test_a_running_variance_is_never_negative() -> None:
     start = Shared(method.model.init(0))
     sent = guard.protect(1, 0, start, start).shared
     assert float(sent["norm1.running_var"].min()) == 0.0 and float(sent["norm1.running_mean"].min()) < 0.0
-
-
-# --- accounting
-
-
-def test_gaussian_composition_is_exact() -> None:
-    """Sensitivity 1, deviation 1, delta 1e-5: epsilon 4.3772 (Balle and Wang's analytic Gaussian mechanism); T-fold is noise / sqrt(T)."""
-    assert accountant.gaussian(2.0, 1, 1e-5) == pytest.approx(4.3772, abs=1e-3)
-    assert accountant.gaussian(8.0, 16, 1e-5) == accountant.gaussian(2.0, 1, 1e-5)
-
-
-def test_dp_sgd_agrees_with_other_accountants() -> None:
-    """q = 128/480, 368 steps, delta 1e-4: opacus has 14.5 (Renyi) and 13.3 (PRV, tight) at sigma 2, 5.8 and 5.3 at 4."""
-    assert 13.3 <= accountant.sampled_examples(2.0, 128 / 480, 368, 1e-4) < 15.5
-    assert 5.3 <= accountant.sampled_examples(4.0, 128 / 480, 368, 1e-4) < 6.0
-
-
-def test_sampling_helps_only_where_it_is_hidden() -> None:
-    few = accountant.sampled_cohorts(4.0, 10, 1000, 30, 1e-5)
-    assert few < 0.5 * accountant.gaussian(4.0, 30, 1e-5)
-    assert accountant.sampled_cohorts(4.0, 1000, 1000, 30, 1e-5) == accountant.gaussian(4.0, 30, 1e-5)
-
-
-def test_a_wanted_epsilon_gives_its_multiplier() -> None:
-    z = accountant.multiplier(8.0, lambda z: accountant.gaussian(z, 30, 1e-5))
-    assert 7.9 < accountant.gaussian(z, 30, 1e-5) <= 8.0
-    with pytest.raises(UserError, match=r"privacy.epsilon = 1e-09 is not valid"):
-        accountant.multiplier(1e-9, lambda z: accountant.gaussian(z, 30, 1e-5))
 
 
 # --- DP-SGD
@@ -227,14 +199,18 @@ def test_a_wanted_epsilon_is_what_the_run_spends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["privacy=client_dp", "privacy.clip=null"], "privacy.clip = None is not valid: must be a number > 0: without clipping"),
+        (["privacy=client_dp", "privacy.clip=null"], "privacy.clip = None is not valid: must be a finite number > 0: without clipping"),
         (["privacy=client_dp", "privacy.clip=-1"], "privacy.clip = -1.0 is not valid"),
         (
             ["privacy=client_dp", "privacy.epsilon=8"],
             "privacy.epsilon = 8.0 is not valid: must be set where",
         ),
         (["privacy=client_dp", "privacy.delta=2"], "privacy.delta = 2.0 is not valid"),
-        (["privacy=dp_sgd", "privacy.noise_multiplier=-1"], "privacy.noise_multiplier = -1.0 is not valid"),
+        *((["privacy=dp_sgd", f"privacy.noise_multiplier={z}"], ACCOUNTABLE) for z in ("-1", "nan", "inf", "1e-320", "1e5")),
+        (["privacy=client_dp", "privacy.clip=inf"], "privacy.clip = inf is not valid: must be a finite number > 0"),
+        (["privacy=client_dp", "privacy.epsilon=nan", "privacy.noise_multiplier=null"], "privacy.epsilon = nan is not valid"),
+        (["privacy=client_dp", "privacy.epsilon=inf", "privacy.noise_multiplier=null"], "privacy.epsilon = inf is not valid"),
+        (["privacy=secagg", "privacy.bound=inf"], "privacy.bound = inf is not valid: must be a finite number > 0"),
         (["privacy=secagg", "privacy.threshold=0.3"], "privacy.threshold = 0.3 is not valid"),
         (["privacy=client_pd"], "privacy 'client_pd' unknown; did you mean 'client_dp'?"),
         (["privacy=client_dp", "privacy.clipp=1"], "field 'privacy.clipp' unknown; did you mean 'privacy.clip'?"),
@@ -261,25 +237,3 @@ def test_bad_settings_are_one_sentence(overrides: list[str], words: str) -> None
 def test_pairs_without_meaning_are_refused(name: str, model: str, kind: type, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_guard(kind(), setting(METHODS[name](build_model(model, Shape(1, 8, 3)), 4)))
-
-
-def test_the_budget_command_answers_both_questions(capsys: pytest.CaptureFixture[str]) -> None:
-    assert budget.main(["--noise-multiplier", "4", "--clients", "1000", "--rate", "0.01", "--times", "30"]) == 0
-    assert f"epsilon {accountant.sampled_cohorts(4.0, 10, 1000, 30, 1e-5):.4g} at delta 1e-05" in capsys.readouterr().out
-    assert budget.main(["--defence", "client_dp", "--epsilon", "4.3772", "--times", "1"]) == 0
-    assert "noise multiplier 2" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--noise-multiplier", "1", "--clients", "10"], "the epsilon of central_dp depends on the sampling rate: give --rate"),
-        (["--noise-multiplier", "1", "--epsilon", "1"], "give either --noise-multiplier or --epsilon"),
-        (["--epsilon", "1", "--rate", "0.1"], "--clients = None is not valid"),
-        (["--epsilon", "1", "--defence", "dp_sg"], "defence 'dp_sg' unknown; did you mean 'dp_sgd'?"),
-    ],
-)
-def test_a_budget_question_that_lacks_something_is_one_sentence(arguments: list[str], words: str) -> None:
-    with pytest.raises(UserError) as problem:
-        budget.main(arguments)
-    assert words in str(problem.value)

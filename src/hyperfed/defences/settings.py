@@ -1,8 +1,16 @@
 """The settings of each defence, and what of them makes no sense."""
 
 from dataclasses import dataclass
+from math import inf
 
 from hyperfed.core import invalid
+from hyperfed.defences.accountant import accountable
+
+
+def finite(field: str, value: float | None, why: str = "") -> None:
+    """Refuse what is no finite number > 0."""
+    if value is None or not 0 < value < inf:
+        raise invalid(field, value, f"a finite number > 0{why}")
 
 
 @dataclass(frozen=True)
@@ -19,14 +27,11 @@ class Budget:
     secret: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("clip", "epsilon"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise invalid(f"privacy.{name}", value, "a number > 0")
-        if self.noise_multiplier is not None and self.noise_multiplier < 0:
-            raise invalid("privacy.noise_multiplier", self.noise_multiplier, "a number >= 0")
-        if self.clip is None:
-            raise invalid("privacy.clip", None, "a number > 0: without clipping no noise multiplier gives any guarantee")
+        finite("privacy.clip", self.clip, ": without clipping no noise multiplier gives any guarantee")
+        if self.epsilon is not None:
+            finite("privacy.epsilon", self.epsilon)
+        if self.noise_multiplier is not None:
+            accountable("privacy.noise_multiplier", self.noise_multiplier)
         if not 0 < self.delta < 1:
             raise invalid("privacy.delta", self.delta, "in (0, 1)")
         if (self.epsilon is None) == (self.noise_multiplier is None):
@@ -68,8 +73,7 @@ class SecAgg:
     def __post_init__(self) -> None:
         if not 0.5 < self.threshold <= 1:
             raise invalid("privacy.threshold", self.threshold, "in (0.5, 1]: with half of the cohort or less the masks could be taken off")
-        if not self.bound > 0:
-            raise invalid("privacy.bound", self.bound, "a number > 0")
+        finite("privacy.bound", self.bound)
 
 
 DEFENCES: dict[str, type] = {"client_dp": ClientDP, "central_dp": CentralDP, "dp_sgd": DpSgd, "secagg": SecAgg}
