@@ -63,7 +63,8 @@ class DpSgd(Budget):
 class SecAgg:
     """Pairwise masks that cancel in the sum: the server learns the clients' sum and nothing else.
 
-    ``threshold``: the share of the cohort that must stay to the end. ``bound``: the largest absolute value that can be sent.
+    ``threshold``: the share of the cohort that must stay to the end, never fewer than 3 clients. ``bound``: the largest absolute value that
+    can be sent.
     """
 
     threshold: float = 0.67
