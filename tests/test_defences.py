@@ -53,6 +53,15 @@ def test_what_leaves_a_device_is_within_the_clipping_norm(name: str, kind: type,
     assert norm(sub(flatten(sent), start)) == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", [ClientDP, CentralDP])
+def test_nothing_finite_leaves_beside_a_nan(kind: type) -> None:
+    """Such an upload has no norm to scale it by: what of it is finite must not pass at full length."""
+    guard = make_guard(kind(clip=1.0, noise_multiplier=0.0), setting(METHODS["fedavg"](tiny_network(), 4)))
+    up = Shared({"head.weight": torch.full((10, 10), 50.0), "head.bias": torch.tensor([1.0, float("nan")])})
+    sent = guard.protect(1, 0, Shared({n: torch.zeros_like(t) for n, t in up.shared.items()}), up).shared
+    assert all(t.isnan().all() for t in sent.values())
+
+
 def test_the_noise_has_the_deviation_and_is_fresh() -> None:
     """10,000 elements: on the client deviation z C; on the server z C / K on the mean, and the same for every row."""
     method = METHODS["fedavg"](tiny_network(), 4)
