@@ -1,5 +1,6 @@
 """Secure aggregation: exact sums whoever leaves, masks that hide, every method that needs a sum, both engines, honest bytes."""
 
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from cryptography.exceptions import InvalidTag
 
-from hyperfed.core import UserError
+from hyperfed.core import UserError, flatten
 from hyperfed.defences import ClientDP, SecAgg, make_guard
 from hyperfed.defences.secagg import Cohort, Entropy
 from hyperfed.defences.shares import join, split
@@ -69,6 +70,16 @@ def test_too_few_who_stay_and_forged_shares_are_refused() -> None:
         cohort.devices[0].receive({1: bytes(82)})
 
 
+def test_the_sum_of_two_stays_masked() -> None:
+    """Each of the two knows the other's part: whatever the threshold's share, three have to stay."""
+    for ids in ([0, 1, 2], [0, 1, 2, 3]):
+        cohort, x = Cohort(ids, 0.51, entropy), vectors(ids)
+        masked = {k: cohort.devices[k].mask(x[k]) for k in ids}
+        with pytest.raises(UserError, match=f"2 of {len(ids)} clients stayed to the end of the round, but 3 are needed .* back.$"):
+            cohort.unmask({k: masked[k] for k in (0, 1)})
+        assert np.array_equal(cohort.unmask({k: masked[k] for k in (0, 1, 2)}), x[0] + x[1] + x[2])
+
+
 def test_a_device_answers_once() -> None:
     """Both halves of a device's secrets would lay its upload open."""
     device = Cohort([0, 1, 2], 0.67, entropy).devices[0]
@@ -126,6 +137,16 @@ def test_values_that_do_not_fit_are_refused() -> None:
         guard.protect(1, 0, up, up)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_an_upload_that_is_not_finite_is_refused(value: float) -> None:
+    """As an integer it would be some number, and the mean silently wrong."""
+    method = METHODS["fedavg"](build_model("mlp", Shape(1, 8, 3), width=4), 4)
+    up = method.init_server(method.model.init(0))
+    flatten(up)["shared/fc3.weight"][0, 0] = value
+    with pytest.raises(UserError, match=r"cannot mask client 3's upload of round 1: it has values that are not finite\.$"):
+        make_guard(SecAgg(), setting(method)).protect(1, 3, up, up)
+
+
 def test_a_cohort_of_two_is_too_small() -> None:
     method = METHODS["fedavg"](build_model("mlp", Shape(1, 8, 3), width=4), 4)
     with pytest.raises(UserError, match=r"needs a cohort of at least 3 clients, but participation = 0\.5 gives 2"):
@@ -164,3 +185,10 @@ def test_the_grid_of_flower_ends_in_the_same_bits(overrides: list[str], tmp_path
         run.run()
         runs.append(results(run))
     assert_same(*runs)
+
+
+def test_the_pages_prose_has_its_tables_deviations() -> None:
+    text = (Path(__file__).parent.parent / "docs/defences.md").read_text(encoding="utf-8")
+    named = re.search(r"seeds have a deviation of ([\d.]+) points with it and ([\d.]+) without", text)
+    assert named is not None
+    assert named.groups() == tuple(re.search(rf"\| {row} \| HFN \| .* ± ([\d.]+) %", text)[1] for row in ("secure aggregation", "none"))  # type: ignore[index]

@@ -57,9 +57,9 @@ def weighted_sum(terms: Iterable[tuple[Sequence[float], Params]]) -> Params:
 
 
 def clip(a: Params, largest: float) -> Params:
-    """a, scaled down to the norm ``largest`` where it is longer."""
+    """a, scaled down to the norm ``largest`` where it is longer; where one element is NaN all are, so that nothing passes unscaled."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(a.values()))))
-    return {n: t * (largest / norm) for n, t in a.items()} if norm > largest else a
+    return a if norm <= largest else {n: t * (largest / norm) for n, t in a.items()}
 
 
 def cut(a: Params, shapes: Mapping[str, tuple[int, ...]]) -> Params:

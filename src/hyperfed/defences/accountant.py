@@ -17,14 +17,20 @@ from hyperfed.core import UserError, invalid
 
 ORDERS = (*np.arange(1.2, 4.0, 0.2), *range(4, 33), *range(36, 65, 4), 128, 256)
 """Orders of the Renyi divergence to take the best of."""
-CEILING = 1e4
-"""The largest noise multiplier that is tried."""
+LEAST, CEILING = 1e-3, 1e4
+"""Noise multipliers with an epsilon to be relied on. Below, it is over a million for one message, and soon its computation breaks down."""
 
 
 def required() -> None:
     """One sentence where the extra is missing."""
     if find_spec("dp_accounting") is None:
         raise UserError("differential privacy is accounted for with the extra: pip install 'hyperfed[privacy]'.")
+
+
+def accountable(field: str, z: float) -> None:
+    """Refuse a noise multiplier that no epsilon can be given for, NaN among them; 0 has none, and says so."""
+    if not (z == 0 or LEAST <= z <= CEILING):
+        raise invalid(field, z, f"0 (no noise, no guarantee) or from {LEAST:g} to {CEILING:g}")
 
 
 @contextmanager

@@ -62,6 +62,8 @@ def make_guard(settings: Budget | SecAgg | None, setting: Setting) -> Guard:
     if isinstance(settings, SecAgg):
         return _masked(settings, setting, label)
     accountant.required()
+    if settings.secret:
+        _cryptography(label)
     if _trains_privately(settings):
         return _private_training(settings, setting, played, label)
     for field, kind in fields(type(played.ups[0])).items():
@@ -94,11 +96,15 @@ def _private_training(settings: Any, setting: Setting, played: Played, label: st
 
 
 def _masked(settings: SecAgg, setting: Setting, label: str) -> Guard:
-    if find_spec("cryptography") is None:
-        raise UserError(f"{label} needs the extra: pip install 'hyperfed[privacy]'.")
+    _cryptography(label)
     from hyperfed.defences.masked import Masked
     from hyperfed.defences.secagg import LEAST
 
     if (size := len(setting.cohort(1))) < LEAST:
         raise UserError(f"{label} needs a cohort of at least {LEAST} clients, but participation = {setting.participation:g} gives {size}.")
     return Masked(settings, setting.cohort, list(setting.examples), setting.weighting(label), setting.seed)
+
+
+def _cryptography(label: str) -> None:
+    if find_spec("cryptography") is None:
+        raise UserError(f"{label} needs the extra: pip install 'hyperfed[privacy]'.")

@@ -11,14 +11,14 @@ from math import isfinite
 from typing import Any
 
 import torch
-from torch import Generator
 
 from hyperfed.core import Params, Role, Round, flatten, stack, unflatten
 from hyperfed.core.seeds import generator
 from hyperfed.core.tree import add, clip, sub
 from hyperfed.defences import accountant
+from hyperfed.defences.draws import Draws, draws
 from hyperfed.defences.settings import Budget
-from hyperfed.engine.guard import Guard, Record, own_generator
+from hyperfed.engine.guard import Guard, Record
 from hyperfed.engine.probe import repeated
 
 
@@ -29,9 +29,9 @@ def reference(down: Any, up: Any) -> Params:
     return {n: sent[n] if n in sent and sent[n].shape == t.shape else torch.zeros_like(t) for n, t in flat.items()}
 
 
-def noise(like: Params, deviation: float, rng: Generator) -> Params:
+def noise(like: Params, deviation: float, source: Draws) -> Params:
     """Independent N(0, deviation^2) for every element, drawn on the CPU: the same on every device."""
-    return {n: deviation * torch.randn(t.shape, generator=rng).to(t) for n, t in like.items()}
+    return {n: deviation * source.normal(t.shape).to(t) for n, t in like.items()}
 
 
 @dataclass
@@ -89,9 +89,9 @@ class Noisy(Guard):
             "noise_multiplier": self.noise_multiplier,
         }
 
-    def draw(self, purpose: str, number: int, *parts: int) -> Generator:
-        """The generator of one message's noise."""
-        return own_generator(self.budget.secret, lambda: generator(self.seed, purpose, number, *parts))
+    def draw(self, purpose: str, number: int, *parts: int) -> Draws:
+        """The source of one message's noise."""
+        return draws(self.budget.secret, lambda: generator(self.seed, purpose, number, *parts))
 
     def settle(self, up: Any, flat: Params) -> Any:
         """A noised message; running variances that the noise made negative are 0. Both are functions of what is private already."""

@@ -18,8 +18,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from hyperfed.core import Objective, Params, Step, UserError
 from hyperfed.defences import accountant
 from hyperfed.defences.dp import Noisy, Schedule, noise
+from hyperfed.defences.draws import draws
 from hyperfed.defences.settings import Budget
-from hyperfed.engine.guard import own_generator
 from hyperfed.engine.probe import Fit
 from hyperfed.engine.workspace import Local, Workspace
 
@@ -74,10 +74,10 @@ class Descent:
 
     def batches(self, index: Tensor, size: int, epochs: int, steps: int | None, rng: Generator) -> Iterator[Tensor]:
         """Poisson batches: every example is in with chance size / n, a batch may be empty."""
-        rng = own_generator(self.secret, lambda: rng)
+        source = draws(self.secret, lambda: rng)
         chance = min(1.0, size / max(1, len(index)))
         for _ in range(planned(len(index), size, epochs, steps)):
-            drawn = torch.rand(len(index), generator=rng) < chance
+            drawn = source.uniform(len(index)) < chance
             yield index[drawn.to(index.device)]
 
     def backward(
@@ -91,7 +91,7 @@ class Descent:
                 losses.append(values)
                 for n, g in clipped_sum(gradients, self.bound).items():
                     total[n] += g
-        drawn = noise(total, self.noise_multiplier() * self.bound, own_generator(self.secret, lambda: rng))
+        drawn = noise(total, self.noise_multiplier() * self.bound, draws(self.secret, lambda: rng))
         for n, t in trained.items():
             t.grad = (total[n] + drawn[n]) / size
         return torch.cat(losses).mean() if losses else torch.zeros((), device=batch[0].device)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +75,9 @@ class Masked(Guard):
     def protect(self, number: int, k: int, down: Any, up: Any) -> Any:
         flat, bound = flatten(up), self.settings.bound
         vector = to_vector(flat)
-        if len(vector) and (largest := float(np.abs(vector).max())) > bound:
+        if not (largest := float(np.abs(vector).max(initial=0.0))) <= bound:
+            if not isfinite(largest):
+                raise UserError(f"privacy=secagg cannot mask client {k}'s upload of round {number}: it has values that are not finite.")
             raise UserError(
                 f"privacy.bound = {bound:g} is not valid: must be at least {largest:g}, the largest value of client {k}'s upload."
             )

@@ -25,7 +25,7 @@ from hyperfed.core import UserError
 from hyperfed.defences.shares import PRIME, SHARE_BYTES, join, split
 
 LEAST = 3
-"""The smallest cohort: of the sum of two, each of them knows the other."""
+"""The smallest cohort, and the fewest whose sum is unmasked: of the sum of two, each of them knows the other."""
 Entropy = Callable[[str, int], bytes]
 """A purpose and a number of bytes -> so many random bytes."""
 
@@ -126,7 +126,7 @@ class Cohort:
     """One round's protocol among ``ids``, every device in this process; ``traffic`` counts its bytes by (client, direction)."""
 
     def __init__(self, ids: list[int], share: float, entropy: Callable[[int], Entropy]) -> None:
-        self.threshold = ceil(share * len(ids))
+        self.threshold = max(LEAST, ceil(share * len(ids)))
         self.traffic: Counter[tuple[int, str]] = Counter()
         self.devices = {k: Device(k, entropy(k)) for k in ids}
         self.keys = {k: d.advertise() for k, d in self.devices.items()}
@@ -143,7 +143,8 @@ class Cohort:
         if len(masked) < self.threshold:
             raise UserError(
                 f"secure aggregation: {len(masked)} of {len(self.devices)} clients stayed to the end of the round, but {self.threshold} "
-                "are needed to take off the masks; resume the run when the clients are back, or lower privacy.threshold in a new one."
+                "are needed to take off the masks; resume the run when the clients are back"
+                + (", or lower privacy.threshold in a new one." if self.threshold > LEAST else ".")
             )
         stayed = set(masked)
         answers = {k: self.devices[k].reveal(stayed) for k in sorted(stayed)}

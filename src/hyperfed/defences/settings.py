@@ -1,15 +1,23 @@
 """The settings of each defence, and what of them makes no sense."""
 
 from dataclasses import dataclass
+from math import inf
 
 from hyperfed.core import invalid
+from hyperfed.defences.accountant import accountable
+
+
+def finite(field: str, value: float | None, why: str = "") -> None:
+    """Refuse what is no finite number > 0."""
+    if value is None or not 0 < value < inf:
+        raise invalid(field, value, f"a finite number > 0{why}")
 
 
 @dataclass(frozen=True)
 class Budget:
     """Clipping and Gaussian noise: ``noise_multiplier`` is the noise's deviation over ``clip``; or it follows from a wanted ``epsilon``.
 
-    ``secret``: the noise comes from the operating system's entropy, not from the run's seed; then a run cannot be repeated to the bit.
+    ``secret``: the noise comes from keys of the operating system, not from the run's seed; then a run cannot be repeated to the bit.
     """
 
     clip: float | None = 1.0
@@ -19,14 +27,11 @@ class Budget:
     secret: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("clip", "epsilon"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise invalid(f"privacy.{name}", value, "a number > 0")
-        if self.noise_multiplier is not None and self.noise_multiplier < 0:
-            raise invalid("privacy.noise_multiplier", self.noise_multiplier, "a number >= 0")
-        if self.clip is None:
-            raise invalid("privacy.clip", None, "a number > 0: without clipping no noise multiplier gives any guarantee")
+        finite("privacy.clip", self.clip, ": without clipping no noise multiplier gives any guarantee")
+        if self.epsilon is not None:
+            finite("privacy.epsilon", self.epsilon)
+        if self.noise_multiplier is not None:
+            accountable("privacy.noise_multiplier", self.noise_multiplier)
         if not 0 < self.delta < 1:
             raise invalid("privacy.delta", self.delta, "in (0, 1)")
         if (self.epsilon is None) == (self.noise_multiplier is None):
@@ -58,7 +63,8 @@ class DpSgd(Budget):
 class SecAgg:
     """Pairwise masks that cancel in the sum: the server learns the clients' sum and nothing else.
 
-    ``threshold``: the share of the cohort that must stay to the end. ``bound``: the largest absolute value that can be sent.
+    ``threshold``: the share of the cohort that must stay to the end, never fewer than 3 clients. ``bound``: the largest absolute value that
+    can be sent.
     """
 
     threshold: float = 0.67
@@ -68,8 +74,7 @@ class SecAgg:
     def __post_init__(self) -> None:
         if not 0.5 < self.threshold <= 1:
             raise invalid("privacy.threshold", self.threshold, "in (0.5, 1]: with half of the cohort or less the masks could be taken off")
-        if not self.bound > 0:
-            raise invalid("privacy.bound", self.bound, "a number > 0")
+        finite("privacy.bound", self.bound)
 
 
 DEFENCES: dict[str, type] = {"client_dp": ClientDP, "central_dp": CentralDP, "dp_sgd": DpSgd, "secagg": SecAgg}

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Generator, Tensor
 
 from hyperfed.core import Objective, Params, Round, stack
@@ -49,12 +48,3 @@ class Guard:
     def spent(self, number: int) -> dict[str, Any] | None:
         """What the defence guarantees after round ``number``, for metrics.jsonl."""
         return None
-
-
-def own_generator(secret: bool, seeded: Callable[[], Generator]) -> Generator:
-    """The run's seeded generator, or with ``secret`` one seeded by the operating system: nobody can repeat its draws."""
-    if not secret:
-        return seeded()
-    rng = torch.Generator()
-    rng.seed()
-    return rng

@@ -7,6 +7,7 @@ from math import isfinite
 
 from hyperfed.core import UserError, invalid, unknown
 from hyperfed.defences import accountant
+from hyperfed.defences.settings import finite
 
 KINDS = ("client_dp", "central_dp", "dp_sgd")
 
@@ -51,9 +52,10 @@ def main(arguments: Sequence[str]) -> int:
     if (known.noise_multiplier is None) == (known.epsilon is None):
         raise UserError("give either --noise-multiplier or --epsilon: one follows from the other.")
     spent = spending(known.defence, known.rate, known.clients, known.times, known.delta)
+    if known.epsilon is not None:
+        finite("--epsilon", known.epsilon)
     z = known.noise_multiplier if known.epsilon is None else accountant.multiplier(known.epsilon, spent)
-    if z < 0:
-        raise invalid("--noise-multiplier", z, "a number >= 0")
+    accountant.accountable("--noise-multiplier", z)
     epsilon = spent(z)
     print(f"noise multiplier {z:g}: epsilon {f'{epsilon:.4g}' if isfinite(epsilon) else 'infinite'} at delta {known.delta:g}")
     return 0
