@@ -77,11 +77,12 @@ class ClientSide:
         return pack({**reply, "tests": tests, "before": before, "after": -1 if after is None else after})
 
     def whoami(self, message: Message) -> RecordDict:
-        """The clients hosted here and their numbers of training examples."""
+        """The clients hosted here and their numbers of training and test examples."""
         experiment = header_of(message.content, {"experiment": str})["experiment"]
         self.check_experiment(experiment)
         examples = self.engine.examples
-        return pack({"experiment": experiment, "clients": self.hosted, "examples": [examples[k] for k in self.hosted]})
+        tests = [len(self.engine.test_index[k]) for k in self.hosted]
+        return pack({"experiment": experiment, "clients": self.hosted, "examples": [examples[k] for k in self.hosted], "tests": tests})
 
 
 def message_flag(message: Message, name: str) -> bool:
