@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil
+from math import ceil, isinf
 from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
@@ -117,11 +117,20 @@ class FlowerEngine:
 
             for k, answer in self._ask(MessageType.EVALUATE, rnd.number, some, content):
                 try:
-                    head = self._header_from(k, rnd.number, answer, SCORED)
-                    scores[k] = Score(head["tests"], head["before"], head["after"] if finetune else None)
+                    scores[k] = self._score(k, self._header_from(k, rnd.number, answer, SCORED), finetune)
                 except Refused as problem:
                     self.warn(rnd.number, k, f"the evaluation of client {k} was refused: {problem}")
             yield from (scores.get(k, Score(0, 0, 0 if finetune else None)) for k in some)
+
+    def _score(self, k: int, head: dict[str, Any], finetune: Finetune | None) -> Score:
+        """What a client says of its accuracy, as far as it can be true. Raises Refused."""
+        tests, told = head["tests"], self.nodes.tests.get(k, 0)
+        if not 0 <= tests <= told:
+            raise Refused(f"tests = {tests}, and it told of {told} test examples when it connected.")
+        for name in ("before", "after") if finetune else ("before",):
+            if not 0 <= head[name] <= tests:
+                raise Refused(f"{name} = {head[name]} correct of tests = {tests} is not possible.")
+        return Score(tests, head["before"], head["after"] if finetune else None)
 
     def _header(self, number: int, k: int) -> dict[str, Any]:
         who = 0 if self.method.pooled else k
@@ -148,6 +157,8 @@ class FlowerEngine:
             head = header_of(content, FAILED)
             raise NonFiniteLoss(k, number, head["step"], head["lr"])
         head = header_of(content, TRAINED)
+        if isinf(head["loss"]):  # NaN is how a client says that its defence keeps the loss to itself
+            raise Refused(f"header entry 'loss' is {head['loss']}, expected a finite number.")
         upload: Any = decode(self._types[1], content, self._spec, finite=True, device=self.device)
         if head["version"] == number:
             self._made[k] = number
