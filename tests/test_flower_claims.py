@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flowers import ALL_IN, BadGrid, changed, experiment, introduction, notes
+from flowers import ALL_IN, BadGrid, Trick, changed, experiment, introduction, late, notes, twice
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,17 @@ def test_a_refused_node_leaves_no_trace(how: str, tmp_path: Path) -> None:
     assert note["message"].startswith("node 1001 was refused: ") and reason in note["message"]
     nodes = run.fed.engine.nodes
     assert nodes.hosts == {0: 1000, 2: 1002} and nodes.sizes.keys() == nodes.tests.keys() == {0, 2}
+
+
+@pytest.mark.parametrize(("trick", "rows"), [(late, 1), (twice, 2)])
+def test_a_reply_that_came_in_vain_was_sent_all_the_same(trick: Trick, rows: int, tmp_path: Path) -> None:
+    """wire.csv has the late reply under the round that asked for it, and both of two; the ledger has what was used."""
+    overrides = [*ALL_IN, "method=fedavg"]
+    grid = BadGrid(tmp_path / "run", {("train", 1, 1): trick}, *overrides)
+    run = experiment(tmp_path / "run", "flower", *overrides, grid=grid)
+    run.run()
+    wire = (run.folder / "wire.csv").read_text().splitlines()
+    assert sum(line.startswith("1,1,train,up,") for line in wire) == rows
+    assert sum(line.startswith("2,1,train,up,") for line in wire) == 1
+    assert run.fed.engine.nodes.wire.totals["up"] == sum(int(line.rpartition(",")[2]) for line in wire if ",up," in line)
+    assert ("1,1,up" in (run.folder / "ledger.csv").read_text()) == (trick is twice)

@@ -38,7 +38,7 @@ class FlowerEngine:
     stop: Callable[[], bool] = lambda: False
     warn: Callable[[int, int, str], None] = lambda number, client, text: None
     close_grid: Callable[[], None] = lambda: None
-    _late: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _late: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     _spec: Spec | None = None
     _made: dict[int, int] = field(default_factory=dict)
 
@@ -186,6 +186,7 @@ class FlowerEngine:
                 time.sleep(self.nodes.pause)
             for reply in replies:
                 sent = reply.metadata.reply_to_message_id
+                self._weigh(reply, pending, number, purpose)
                 who = self._whose(reply, pending, answered, number)
                 if who is None:
                     continue
@@ -194,18 +195,24 @@ class FlowerEngine:
                 if reply.has_error():
                     self.warn(number, k, f"client {k} failed (Flower's error {reply.error.code}): {first_line(reply.error.reason)}")
                     continue
-                self.nodes.wire.add(number, k, purpose, "up", size_of(reply.content))
                 yield k, reply.content
         for sent, k in pending.items():
             if sent not in answered:
-                self._late[sent] = (k, number)
+                self._late[sent] = (k, number, purpose)
                 self.warn(number, k, f"client {k} did not answer within engine.timeout = {self.nodes.settings.timeout:g} seconds.")
+
+    def _weigh(self, reply: Message, pending: dict[str, int], number: int, purpose: str) -> None:
+        """Note what arrived, whether it counts or comes too late, beside the message that it answers."""
+        sent = reply.metadata.reply_to_message_id
+        k, asked, what = self._late.get(sent, (pending.get(sent), number, purpose))
+        if k is not None and not reply.has_error():
+            self.nodes.wire.add(asked, k, what, "up", size_of(reply.content))
 
     def _whose(self, reply: Message, pending: dict[str, int], answered: set[str], number: int) -> int | None:
         """The client whose first answer this is; None (and a warning) for a late or a second one."""
         sent = reply.metadata.reply_to_message_id
         if sent in self._late:
-            k, asked = self._late.pop(sent)
+            k, asked, _ = self._late.pop(sent)
             if not reply.has_error():
                 self.warn(number, k, f"the reply of client {k} to round {asked} came late and was refused.")
             return None
