@@ -1,8 +1,5 @@
-"""The apps that Flower loads, what a node needs to know, a client's own data, and the keys of a deployment."""
+"""The apps that Flower loads, what a node needs to know, and a client's own data."""
 
-import socket
-import ssl
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,6 @@ pytest.importorskip("flwr")
 from flwr.app import Context, RecordDict
 
 from flowers import SMALL, assert_same, experiment, results
-from hyperfed.certs import make_certs
 from hyperfed.core import UserError
 from hyperfed.data import load_dataset, load_folder
 from hyperfed.engine.flower.grid import InProcessGrid
@@ -131,25 +127,3 @@ def test_which_clients_a_node_hosts() -> None:
     for wrong in ("8", "x", ""):
         with pytest.raises(UserError, match="clients = "):
             hosted_clients({"clients": wrong}, 8)
-
-
-def test_the_certificates_serve_tls(tmp_path: Path) -> None:
-    """A client that trusts ca.crt reaches the server by the names asked for; keys are readable by their owner alone."""
-    make_certs(tmp_path, ["fed.example.org"], 2)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
-    for name in ("fed.example.org", "localhost", "127.0.0.1"):
-        a, b = socket.socketpair()
-        thread = threading.Thread(target=lambda end=a: server.wrap_socket(end, server_side=True).close())
-        thread.start()
-        with trusting.wrap_socket(b, server_hostname=name):
-            pass
-        thread.join()
-    for secret in ("ca.key", "server.key", "client-0", "client-1"):
-        assert (tmp_path / secret).stat().st_mode & 0o077 == 0
-    before = (tmp_path / "client-0").read_bytes()
-    make_certs(tmp_path, [], 3)
-    assert (tmp_path / "client-0").read_bytes() == before and (tmp_path / "client-2.pub").exists()
-    with pytest.raises(UserError, match=r"server\.pem exists"):
-        make_certs(tmp_path, ["other.example.org"], 1)
