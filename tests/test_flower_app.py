@@ -12,10 +12,12 @@ from flwr.app import Context, RecordDict
 from flowers import SMALL, assert_same, experiment, results
 from hyperfed.core import UserError
 from hyperfed.data import load_dataset, load_folder
+from hyperfed.engine.flower.codec import Refused
 from hyperfed.engine.flower.grid import InProcessGrid
 from hyperfed.flower_apps import FAILURE, client_app, compose_run, overrides_of, server_app
+from hyperfed.run.config import run_folder
 from hyperfed.run.experiment import Experiment
-from hyperfed.run.flower import hosted_clients
+from hyperfed.run.flower import deployed_side, hosted_clients
 
 CONFIG = {"method": "fedper", "rounds": 2, "participation": 1.0, "data.fraction": 0.2, "optim.nesterov": True, "run.dir": ""}
 
@@ -39,10 +41,18 @@ def test_mistakes_in_the_run_config_are_one_sentence() -> None:
         ({"engine": "local"}, "engine"),
         ({"run.dir": "here"}, "absolute"),
         ({"roundz": 1}, "roundz"),
+        ({"overrides": "method='hfn"}, 'overrides = "method=\'hfn" is not valid: must be settings as on a command line'),
     ):
         with pytest.raises(UserError, match=named) as mistake:
             compose_run(wrong)
         assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize("name", ["a,b", "run (1)", "Müller", "a=b", "it's", "a&b", "${x}", "{c}", "[d]", "~e", "a#b", "with space"])
+def test_any_folder_can_be_a_runs(name: str) -> None:
+    """What Hydra's grammar takes for its own in a value is part of the path, and of no other run's."""
+    assert run_folder(compose_run({"run.dir": f"/srv/{name}", "overrides": "method=hfn"})) == Path("/srv") / name
+    assert Path(compose_run({"overrides": "method=hfn"})["run"]["root"]).is_absolute()
 
 
 def test_server_app_and_client_app_play_a_whole_run(tmp_path: Path) -> None:
@@ -96,6 +106,26 @@ def test_a_client_can_bring_its_own_images(tmp_path: Path) -> None:
     assert "3,1," in (run.folder / "clients.csv").read_text()
 
 
+@pytest.mark.parametrize("labels", [np.linspace(0.9, 8.9, 10), np.arange(10)[:, None], np.arange(10) > 4])
+def test_own_labels_are_integers_one_for_each_image(labels: np.ndarray, tmp_path: Path) -> None:
+    digits = load_dataset("digits")
+    np.save(tmp_path / "images.npy", digits.images[:10])
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(UserError, match=r"labels of shape \[10.*\]: they must be integers, \[n\]"):
+        load_folder(tmp_path, digits)
+
+
+def test_a_client_does_not_follow_the_server_out_of_its_folder(tmp_path: Path) -> None:
+    """The experiment's name becomes a folder's below --state-dir: identity and a number, nothing else."""
+    made = compose_run({"overrides": " ".join([*SMALL, "model=mlp", "engine.backend=deployment"]), "run.dir": "/srv/run"})
+    node = Context(run_id=1, node_id=1, node_config={"state-dir": str(tmp_path), "clients": "0"}, state=RecordDict(), run_config={})
+    side = deployed_side(made, node)
+    side.check_experiment(f"{side.identity}-0123abcd")
+    for evil in ("-/../../../victim", "-0123abcd/../..", "-..", "-0123abcd\n", "/x"):
+        with pytest.raises(Refused, match="the server runs experiment"):
+            side.check_experiment(side.identity + evil)
+
+
 def test_own_images_are_checked(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -124,6 +154,6 @@ def test_own_images_are_checked(tmp_path: Path) -> None:
 def test_which_clients_a_node_hosts() -> None:
     assert hosted_clients({"clients": "3, 0"}, 8) == [0, 3]
     assert hosted_clients({"partition-id": 1, "num-partitions": 3}, 8) == [1, 4, 7]
-    for wrong in ("8", "x", ""):
+    for wrong in ("8", "x", "", "-1", "0-3"):
         with pytest.raises(UserError, match="clients = "):
             hosted_clients({"clients": wrong}, 8)
