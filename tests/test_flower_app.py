@@ -1,5 +1,7 @@
 """The apps that Flower loads, what a node needs to know, and a client's own data."""
 
+import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 pytest.importorskip("flwr")
 
 from flwr.app import Context, RecordDict
+from flwr.common.config import flatten_dict, parse_config_args
 
 from flowers import SMALL, assert_same, experiment, results
 from hyperfed.core import UserError
@@ -46,6 +49,18 @@ def test_mistakes_in_the_run_config_are_one_sentence() -> None:
         with pytest.raises(UserError, match=named) as mistake:
             compose_run(wrong)
         assert "\n" not in str(mistake.value)
+
+
+def test_flower_takes_the_commands_of_the_apps_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `flwr run` reads them: one file, or settings that the app knows, not both."""
+    monkeypatch.chdir(Path(__file__).parents[1] / "flower_app")
+    known = flatten_dict(tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"])
+    commands = [shlex.split(line) for line in Path("README.md").read_text(encoding="utf-8").splitlines() if line.startswith("flwr run ")]
+    assert len(commands) > 3
+    for words in commands:
+        config = parse_config_args([words[i + 1] for i, word in enumerate(words) if word == "--run-config"])
+        assert config and config.keys() <= known.keys()
+        compose_run(config)
 
 
 @pytest.mark.parametrize("name", ["a,b", "run (1)", "Müller", "a=b", "it's", "a&b", "${x}", "{c}", "[d]", "~e", "a#b", "with space"])
