@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from flwr.app import Error, Message
+
 from flowers import ALL_IN, BadGrid, assert_same, experiment, introduction, notes, results
 from hyperfed.core import UserError
 
@@ -101,3 +103,18 @@ def test_silent_nodes_do_not_keep_a_run_without_a_quorum_alive(tmp_path: Path) -
     grid = BadGrid(tmp_path / "run", introduction(lambda grid, sent, replies: []), *overrides, nodes=3)
     with pytest.raises(UserError, match=r"clients 1 did not connect within engine\.wait = 0\.2 seconds"):
         experiment(tmp_path / "run", "flower", *overrides, grid=grid).fed.engine.nodes.meet([0, 1, 2])
+
+
+def test_a_question_that_went_astray_is_asked_again_and_a_refusal_is_not(tmp_path: Path) -> None:
+    """Flower answers for node 1001 that it is unavailable (5); then its ClientApp raises (2); then it would answer well."""
+    overrides = [*ALL_IN, "method=fedavg", "engine.wait=0.2"]
+    codes = [5, 2]
+
+    def trick(grid: BadGrid, sent: Any, replies: list[Message]) -> list[Message]:
+        return [Message(Error(code=codes.pop(0), reason="no"), reply_to=sent.message)] if codes else replies
+
+    grid = BadGrid(tmp_path / "run", introduction(trick), *overrides, nodes=3)
+    nodes = experiment(tmp_path / "run", "flower", *overrides, grid=grid).fed.engine.nodes
+    for times in (1, 2, 2):
+        nodes.meet([0, 1, 2])
+        assert grid.asked.count(1001) == times and nodes.hosts == {0: 1000, 2: 1002}
