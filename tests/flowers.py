@@ -14,6 +14,7 @@ from hyperfed.core import Bank, flatten
 from hyperfed.core.codec import fields
 from hyperfed.engine.flower.client_app import make_client_app
 from hyperfed.engine.flower.grid import InProcessGrid, Sent
+from hyperfed.engine.flower.nodes import WHOAMI
 from hyperfed.main import compose_checked, composed_dict
 from hyperfed.methods import METHODS
 from hyperfed.run.experiment import Experiment
@@ -89,6 +90,7 @@ class BadGrid(InProcessGrid):
         self.tricks = tricks
         self.held: list[Message] = []
         self.gone: set[int] = set()
+        self.asked: list[int] = []
 
     def get_node_ids(self) -> list[int]:
         return [n for n in self.contexts if n not in self.gone]
@@ -136,3 +138,13 @@ def changed(change: Callable[[Any], None]) -> Trick:
         return replies
 
     return trick
+
+
+def introduction(trick: Trick) -> dict[Any, Trick]:
+    """Node 1001's whoami meets ``trick``; ``grid.asked`` counts how often it was sent."""
+
+    def on_whoami(grid: BadGrid, sent: Sent, replies: list[Message]) -> list[Message]:
+        grid.asked.append(sent.node)
+        return trick(grid, sent, replies) if sent.node == 1001 else replies
+
+    return {(WHOAMI, None, None): on_whoami}

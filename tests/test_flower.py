@@ -84,6 +84,7 @@ FAILURES = {
     "another experiment": (header("experiment", "0123-4567"), "it is for experiment '0123-4567'"),
     "another client": (header("client", 2), "it is for client 2, expected 1"),
     "no loss": (header("loss", "low"), "header entry 'loss' is 'low', expected float"),
+    "infinite loss": (header("loss", float("inf")), "header entry 'loss' is inf, expected a finite number"),
     "no header": (changed(lambda content: content.__delitem__("hyperfed")), "the header 'hyperfed' is missing"),
 }
 

@@ -1,8 +1,7 @@
-"""The apps that Flower loads, what a node needs to know, a client's own data, and the keys of a deployment."""
+"""The apps that Flower loads, what a node needs to know, and a client's own data."""
 
-import socket
-import ssl
-import threading
+import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,17 @@ import pytest
 pytest.importorskip("flwr")
 
 from flwr.app import Context, RecordDict
+from flwr.common.config import flatten_dict, parse_config_args
 
 from flowers import SMALL, assert_same, experiment, results
-from hyperfed.certs import make_certs
 from hyperfed.core import UserError
 from hyperfed.data import load_dataset, load_folder
+from hyperfed.engine.flower.codec import Refused
 from hyperfed.engine.flower.grid import InProcessGrid
 from hyperfed.flower_apps import FAILURE, client_app, compose_run, overrides_of, server_app
+from hyperfed.run.config import run_folder
 from hyperfed.run.experiment import Experiment
-from hyperfed.run.flower import hosted_clients
+from hyperfed.run.flower import deployed_side, hosted_clients
 
 CONFIG = {"method": "fedper", "rounds": 2, "participation": 1.0, "data.fraction": 0.2, "optim.nesterov": True, "run.dir": ""}
 
@@ -43,10 +44,30 @@ def test_mistakes_in_the_run_config_are_one_sentence() -> None:
         ({"engine": "local"}, "engine"),
         ({"run.dir": "here"}, "absolute"),
         ({"roundz": 1}, "roundz"),
+        ({"overrides": "method='hfn"}, 'overrides = "method=\'hfn" is not valid: must be settings as on a command line'),
     ):
         with pytest.raises(UserError, match=named) as mistake:
             compose_run(wrong)
         assert "\n" not in str(mistake.value)
+
+
+def test_flower_takes_the_commands_of_the_apps_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `flwr run` reads them: one file, or settings that the app knows, not both."""
+    monkeypatch.chdir(Path(__file__).parents[1] / "flower_app")
+    known = flatten_dict(tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"])
+    commands = [shlex.split(line) for line in Path("README.md").read_text(encoding="utf-8").splitlines() if line.startswith("flwr run ")]
+    assert len(commands) > 3
+    for words in commands:
+        config = parse_config_args([words[i + 1] for i, word in enumerate(words) if word == "--run-config"])
+        assert config and config.keys() <= known.keys()
+        compose_run(config)
+
+
+@pytest.mark.parametrize("name", ["a,b", "run (1)", "Müller", "a=b", "it's", "a&b", "${x}", "{c}", "[d]", "~e", "a#b", "with space"])
+def test_any_folder_can_be_a_runs(name: str) -> None:
+    """What Hydra's grammar takes for its own in a value is part of the path, and of no other run's."""
+    assert run_folder(compose_run({"run.dir": f"/srv/{name}", "overrides": "method=hfn"})) == Path("/srv") / name
+    assert Path(compose_run({"overrides": "method=hfn"})["run"]["root"]).is_absolute()
 
 
 def test_server_app_and_client_app_play_a_whole_run(tmp_path: Path) -> None:
@@ -100,6 +121,26 @@ def test_a_client_can_bring_its_own_images(tmp_path: Path) -> None:
     assert "3,1," in (run.folder / "clients.csv").read_text()
 
 
+@pytest.mark.parametrize("labels", [np.linspace(0.9, 8.9, 10), np.arange(10)[:, None], np.arange(10) > 4])
+def test_own_labels_are_integers_one_for_each_image(labels: np.ndarray, tmp_path: Path) -> None:
+    digits = load_dataset("digits")
+    np.save(tmp_path / "images.npy", digits.images[:10])
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(UserError, match=r"labels of shape \[10.*\]: they must be integers, \[n\]"):
+        load_folder(tmp_path, digits)
+
+
+def test_a_client_does_not_follow_the_server_out_of_its_folder(tmp_path: Path) -> None:
+    """The experiment's name becomes a folder's below --state-dir: identity and a number, nothing else."""
+    made = compose_run({"overrides": " ".join([*SMALL, "model=mlp", "engine.backend=deployment"]), "run.dir": "/srv/run"})
+    node = Context(run_id=1, node_id=1, node_config={"state-dir": str(tmp_path), "clients": "0"}, state=RecordDict(), run_config={})
+    side = deployed_side(made, node)
+    side.check_experiment(f"{side.identity}-0123abcd")
+    for evil in ("-/../../../victim", "-0123abcd/../..", "-..", "-0123abcd\n", "/x"):
+        with pytest.raises(Refused, match="the server runs experiment"):
+            side.check_experiment(side.identity + evil)
+
+
 def test_own_images_are_checked(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -128,28 +169,6 @@ def test_own_images_are_checked(tmp_path: Path) -> None:
 def test_which_clients_a_node_hosts() -> None:
     assert hosted_clients({"clients": "3, 0"}, 8) == [0, 3]
     assert hosted_clients({"partition-id": 1, "num-partitions": 3}, 8) == [1, 4, 7]
-    for wrong in ("8", "x", ""):
+    for wrong in ("8", "x", "", "-1", "0-3"):
         with pytest.raises(UserError, match="clients = "):
             hosted_clients({"clients": wrong}, 8)
-
-
-def test_the_certificates_serve_tls(tmp_path: Path) -> None:
-    """A client that trusts ca.crt reaches the server by the names asked for; keys are readable by their owner alone."""
-    make_certs(tmp_path, ["fed.example.org"], 2)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
-    for name in ("fed.example.org", "localhost", "127.0.0.1"):
-        a, b = socket.socketpair()
-        thread = threading.Thread(target=lambda end=a: server.wrap_socket(end, server_side=True).close())
-        thread.start()
-        with trusting.wrap_socket(b, server_hostname=name):
-            pass
-        thread.join()
-    for secret in ("ca.key", "server.key", "client-0", "client-1"):
-        assert (tmp_path / secret).stat().st_mode & 0o077 == 0
-    before = (tmp_path / "client-0").read_bytes()
-    make_certs(tmp_path, [], 3)
-    assert (tmp_path / "client-0").read_bytes() == before and (tmp_path / "client-2.pub").exists()
-    with pytest.raises(UserError, match=r"server\.pem exists"):
-        make_certs(tmp_path, ["other.example.org"], 1)

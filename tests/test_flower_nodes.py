@@ -1,12 +1,15 @@
 """Which node hosts which client: gone, back, claimed twice, too few, of another configuration."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr")
 
-from flowers import ALL_IN, BadGrid, assert_same, experiment, notes, results
+from flwr.app import Error, Message
+
+from flowers import ALL_IN, BadGrid, assert_same, experiment, introduction, notes, results
 from hyperfed.core import UserError
 
 
@@ -39,7 +42,6 @@ def test_a_client_belongs_to_one_node_until_that_is_gone(tmp_path: Path) -> None
     assert engine.examples and not told
     nodes = engine.nodes
     grid.gone, nodes.hosts = set(), {k: n for k, n in nodes.hosts.items() if k != 0}  # client 0 must be looked for again
-    nodes.asked -= {1000}
     nodes.meet([0, 1, 2])
     assert [text for _, _, text in told] == ["node 1003 was refused: client 1 is already hosted by node 1001."]
     grid.gone = {1001}
@@ -69,3 +71,50 @@ def test_two_nodes_can_host_eight_clients(tmp_path: Path) -> None:
     local = experiment(tmp_path / "local", "local", "method=fedper")
     local.run()
     assert_same(results(local), results(run))
+
+
+def test_a_silent_node_is_asked_once_and_holds_nobody_up(tmp_path: Path) -> None:
+    """Without client 1 the run starts after engine.wait; no later round waits for it again; its late answer is welcome."""
+    overrides = [*ALL_IN, "method=fedavg", "engine.wait=0.3", "engine.timeout=0.3"]
+    held: list[Any] = []
+    grid = BadGrid(tmp_path / "run", introduction(lambda grid, sent, replies: held.extend(replies) or []), *overrides, nodes=3)
+    run = experiment(tmp_path / "run", "flower", *overrides, grid=grid)
+    asked_to_stop: list[int] = []
+
+    def stop() -> bool:
+        asked_to_stop.append(1)
+        return len(asked_to_stop) > 200  # a meeting without an end is stopped here
+
+    run.fed.engine.watch(stop, run._skipped)
+    nodes = run.fed.engine.nodes
+    nodes.meet([0, 1, 2])
+    assert nodes.hosts == {0: 1000, 2: 1002}
+    nodes.pause = 1e6  # from here on nobody may wait
+    nodes.meet([0, 1, 2])
+    assert nodes.hosts == {0: 1000, 2: 1002} and grid.asked == [1000, 1001, 1002]
+    pull = grid.pull_messages
+    grid.pull_messages = lambda ids: [*held, *pull(ids)]
+    nodes.meet([0, 1, 2])
+    assert nodes.hosts == {0: 1000, 1: 1001, 2: 1002} and grid.asked == [1000, 1001, 1002]
+
+
+def test_silent_nodes_do_not_keep_a_run_without_a_quorum_alive(tmp_path: Path) -> None:
+    overrides = [*ALL_IN, "engine.wait=0.2", "engine.timeout=0.1", "engine.quorum=0.9"]
+    grid = BadGrid(tmp_path / "run", introduction(lambda grid, sent, replies: []), *overrides, nodes=3)
+    with pytest.raises(UserError, match=r"clients 1 did not connect within engine\.wait = 0\.2 seconds"):
+        experiment(tmp_path / "run", "flower", *overrides, grid=grid).fed.engine.nodes.meet([0, 1, 2])
+
+
+def test_a_question_that_went_astray_is_asked_again_and_a_refusal_is_not(tmp_path: Path) -> None:
+    """Flower answers for node 1001 that it is unavailable (5); then its ClientApp raises (2); then it would answer well."""
+    overrides = [*ALL_IN, "method=fedavg", "engine.wait=0.2"]
+    codes = [5, 2]
+
+    def trick(grid: BadGrid, sent: Any, replies: list[Message]) -> list[Message]:
+        return [Message(Error(code=codes.pop(0), reason="no"), reply_to=sent.message)] if codes else replies
+
+    grid = BadGrid(tmp_path / "run", introduction(trick), *overrides, nodes=3)
+    nodes = experiment(tmp_path / "run", "flower", *overrides, grid=grid).fed.engine.nodes
+    for times in (1, 2, 2):
+        nodes.meet([0, 1, 2])
+        assert grid.asked.count(1001) == times and nodes.hosts == {0: 1000, 2: 1002}

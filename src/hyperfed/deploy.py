@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hyperfed.arguments import parse
-from hyperfed.core import UserError
+from hyperfed.core import UserError, invalid
 from hyperfed.processes import Stopped, free_port, say, start, stop, stopping
 from hyperfed.run.build import import_flower
 
@@ -54,21 +54,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def run_client(known: argparse.Namespace) -> int:
     """A SuperNode that is started again whenever it ends: after a crash the server keeps its key taken for up to a minute."""
-    for path in (known.ca, known.key):
-        if not path.exists():
-            raise UserError(f"{path} is missing.")
-    state = known.state_dir.absolute()
-    node = {"clients": known.clients, "state-dir": str(state), "device": known.device}
-    node |= {
-        n: str(getattr(known, n.replace("-", "_")).absolute())
-        for n in ("data", "data-root", "data-cache")
-        if getattr(known, n.replace("-", "_"))
-    }
-    config = " ".join(f"{name}={json.dumps(value)}" for name, value in node.items() if value)
-    command = ["flower-supernode", "--superlink", known.server, "--root-certificates", str(known.ca.absolute())]
-    command += ["--auth-supernode-private-key", str(known.key.absolute()), "--node-config", config]
-    pause = 2.0
+    pause, state = 2.0, known.state_dir.absolute()
     try:
+        node = check_client(known)
+        config = " ".join(f'{name}="{_escaped(value)}"' for name, value in node.items())
+        command = ["flower-supernode", "--superlink", known.server, "--root-certificates", str(known.ca.absolute())]
+        command += ["--auth-supernode-private-key", str(known.key.absolute()), "--node-config", config]
         while True:
             began = time.monotonic()
             process = start([*command, "--port", str(free_port())], state / "flower", state / "supernode.log")
@@ -83,3 +74,36 @@ def run_client(known: argparse.Namespace) -> int:
     except Stopped:
         say("stopped.")
         return 0
+
+
+def _escaped(value: str) -> str:
+    """The inside of a TOML string; Flower looks for its end by the next quotation mark, even an escaped one."""
+    return json.dumps(value, ensure_ascii=False)[1:-1].replace('\\"', "\\u0022")
+
+
+def check_client(known: argparse.Namespace) -> dict[str, str]:
+    """The node config; what can be wrong with it is said here, not first when the server asks. Raises UserError."""
+    from hyperfed.run.build import choose_device
+    from hyperfed.run.flower import check_own, client_numbers
+
+    host, _, port = known.server.rpartition(":")
+    if not host or not port.isdigit():
+        raise invalid("--server", known.server, "HOST:PORT, such as fed.example.org:9500")
+    for path in (known.ca, known.key):
+        if not path.is_file():
+            raise UserError(f"{path} is missing.")
+    hosted = client_numbers(known.clients)
+    if known.data:
+        check_own(known.data, hosted)
+    if known.data_root and not known.data_root.is_dir():
+        raise invalid("--data-root", str(known.data_root), "the folder of the run's data set")
+    if known.device:
+        choose_device(known.device)
+    state = known.state_dir.absolute()
+    try:
+        (state / "flower").mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"--state-dir = {str(state)!r} cannot be made: {problem.strerror}.") from None
+    folders = {"data": known.data, "data-root": known.data_root, "data-cache": known.data_cache}
+    node = {"clients": known.clients, "state-dir": str(state), "device": known.device}
+    return {name: value for name, value in node.items() if value} | {n: str(f.absolute()) for n, f in folders.items() if f}

@@ -1,18 +1,22 @@
 """The server of a deployment: a SuperLink with TLS, and one run on it."""
 
 import argparse
+import errno
+import fcntl
 import json
 import shlex
+import socket
 import ssl
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hyperfed.core import UserError
+from hyperfed.core import UserError, invalid
 from hyperfed.core.files import write_text
 from hyperfed.processes import Stopped, environment, say, start, stop
 
@@ -34,12 +38,18 @@ clientapp = "hyperfed_app.client_app:app"
 
 [tool.flwr.app.config]
 overrides = ""
+run.dir = ""
 """,
     "hyperfed_app/__init__.py": "",
     "hyperfed_app/server_app.py": "from hyperfed.flower_apps import server_app\n\napp = server_app\n",
     "hyperfed_app/client_app.py": "from hyperfed.flower_apps import client_app\n\napp = client_app\n",
 }
 """The app that is sent to the nodes: it only names what is installed there."""
+
+
+def toml(values: dict[str, str]) -> str:
+    """Strings as lines of TOML, whose quoted strings are JSON's as long as those hold no surrogates."""
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
 
 
 class Server:
@@ -49,15 +59,27 @@ class Server:
         self.folder: Path = known.dir.absolute()
         self.certs: Path = known.certs.absolute()
         self.host, self.port = known.host, known.port
+        self.here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         self.overrides = list(known.overrides)
         self.home = self.folder / "flower"
+        if not 0 < self.port < 2**16:
+            raise invalid("--port", self.port, "from 1 to 65535")
         for name in ("ca.crt", "server.pem", "server.key"):
             if not (self.certs / name).exists():
                 raise UserError(f"{self.certs / name} is missing: make it with `hyperfed deploy certs {known.certs}`.")
 
     def run(self) -> int:
         """Start, play, stop; the exit code is that of the run, which Flower's own is not."""
-        self._prepare()
+        try:
+            with self._alone():
+                self._prepare()
+                self._await_port()
+                return self._serve()
+        except Stopped:
+            say("stopped; the same command goes on from the last complete round.")
+            return EXIT_STOPPED
+
+    def _serve(self) -> int:
         link = start(
             [
                 *("flower-superlink", "--host", self.host, "--port", str(self.port), "--database", str(self.home / "superlink.db")),
@@ -71,33 +93,72 @@ class Server:
             self._wait_healthy(link)
             self._register()
             return self._play(link)
-        except Stopped:
-            say("stopped; the same command goes on from the last complete round.")
-            return EXIT_STOPPED
         finally:
             stop(link)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Only one server plays the run of a folder; the lock goes with the process, however it ends."""
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            lock = (self.home / "lock").open("ab")
+        except OSError as problem:
+            raise UserError(f"--dir = {str(self.folder)!r} cannot be written: {problem.strerror}.") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"--dir = {str(self.folder)!r} is in use: another `hyperfed deploy server` plays this run.") from None
+            yield
+
+    def _await_port(self, seconds: float = 20) -> None:
+        """The port must be free; a SuperLink whose server was killed needs a moment to end."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                family, kind, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+                with socket.socket(family, kind) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(address)
+                return
+            except OSError as problem:
+                if problem.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise UserError(f"--host {self.host} --port {self.port} cannot be listened on: {problem.strerror}.") from None
+            time.sleep(0.5)
+
     def _prepare(self) -> None:
         """Check the settings before anything starts, and write what Flower reads."""
+        from hyperfed.certs import check_certs
         from hyperfed.flower_apps import compose_run
+        from hyperfed.run.flower import check_deployable
 
-        self.overrides += [f"run.dir={self.folder}", "engine.backend=deployment"]
-        compose_run({"overrides": shlex.join(self.overrides)})
+        check_certs(self.certs, self.here)
+        self.overrides += ["engine.backend=deployment"]
+        check_deployable(compose_run(self._run_config()))
         for name, text in APP.items():
             write_text(self.home / "app" / name, text)
-        ca = self.certs / "ca.crt"
-        address = f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\nroot-certificates = "{ca}"\n'
-        write_text(self.home / "config.toml", address)
+        at = {"address": self._address(), "root-certificates": str(self.certs / "ca.crt")}
+        write_text(self.home / "config.toml", '[superlink]\ndefault = "here"\n\n[superlink.here]\n' + toml(at))
+
+    def _run_config(self) -> dict[str, str]:
+        return {"overrides": shlex.join(self.overrides), "run.dir": str(self.folder)}
+
+    def _address(self) -> str:
+        """Where this machine reaches its own SuperLink."""
+        return f"[{self.here}]:{self.port}" if ":" in self.here else f"{self.here}:{self.port}"
 
     def _wait_healthy(self, link: subprocess.Popen[bytes], seconds: float = 120) -> None:
         context = ssl.create_default_context(cafile=str(self.certs / "ca.crt"))
-        deadline = time.monotonic() + seconds
+        deadline, last = time.monotonic() + seconds, "it ended"
         while time.monotonic() < deadline and link.poll() is None:
-            with suppress(OSError), urllib.request.urlopen(f"https://127.0.0.1:{self.port}/health", context=context, timeout=5):
-                say(f"the SuperLink listens on {self.host}:{self.port} with TLS.")
-                return
+            try:
+                with urllib.request.urlopen(f"https://{self._address()}/health", context=context, timeout=5):
+                    say(f"the SuperLink listens on {self.host}:{self.port} with TLS.")
+                    return
+            except OSError as problem:
+                last = str(getattr(problem, "reason", problem))
             time.sleep(0.5)
-        raise UserError(f"the SuperLink did not start on {self.host}:{self.port}; see {self.folder / 'superlink.log'}.")
+        raise UserError(f"the SuperLink does not answer on {self._address()} ({last}); see {self.folder / 'superlink.log'}.")
 
     def _flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         program = str(Path(sys.executable).with_name("flwr"))
@@ -114,9 +175,9 @@ class Server:
 
     def _play(self, link: subprocess.Popen[bytes]) -> int:
         """Submit the run and follow it to its end."""
-        toml = self.home / "run-config.toml"
-        write_text(toml, f"overrides = {json.dumps(shlex.join(self.overrides))}\n")
-        done = self._flwr("run", str(self.home / "app"), "here", "--run-config", str(toml), "--format", "json")
+        config = self.home / "run-config.toml"
+        write_text(config, toml(self._run_config()))
+        done = self._flwr("run", str(self.home / "app"), "here", "--run-config", str(config), "--format", "json")
         try:
             run_id = str(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
         except (ValueError, KeyError):

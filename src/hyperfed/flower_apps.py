@@ -22,11 +22,18 @@ FAILURE = "failure.txt"
 
 
 def overrides_of(run_config: Mapping[str, Any]) -> list[str]:
-    """Flower's flat keys as Hydra's overrides; ``overrides`` holds any others, as on the command line. An empty value is the default."""
-    first = [f"{key}={_text(value)}" for key, value in run_config.items() if key != "overrides" and value != ""]
+    """Flower's flat keys as Hydra's overrides; ``overrides`` holds any others, as on the command line. An empty value is the default.
+
+    ``run.dir`` is not among them: a path may hold what Hydra's grammar takes for its own.
+    """
+    first = [f"{key}={_text(value)}" for key, value in run_config.items() if key not in ("overrides", "run.dir") and value != ""]
     if not any(o.startswith("engine=") for o in first):
         first.insert(0, "engine=flower")
-    return [*first, *shlex.split(str(run_config.get("overrides", "")))]
+    text = str(run_config.get("overrides", ""))
+    try:
+        return [*first, *shlex.split(text)]
+    except ValueError as problem:
+        raise UserError(f"overrides = {text!r} is not valid: must be settings as on a command line ({problem}).") from None
 
 
 def _text(value: Any) -> str:
@@ -39,17 +46,19 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     composed = composed_dict(compose_checked(list(overrides)))
     if composed["engine"]["name"] != "flower":
         raise UserError(f"engine = {composed['engine']['name']!r} is not valid: must be flower, which started this process.")
-    run = composed["run"]
-    if not Path(run["dir"] or run["root"]).is_absolute():  # Flower unpacks apps to a folder of its own and runs them there
-        if run["dir"]:
-            raise UserError(f"run.dir = {run['dir']!r} is not valid: must be an absolute path.")
-        run["root"] = str(Path.home() / "hyperfed-runs")
     return composed
 
 
 def compose_run(run_config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a run that Flower started."""
-    return _composed(tuple(overrides_of(run_config)))
+    composed = _composed(tuple(overrides_of(run_config)))
+    run = dict(composed["run"])
+    run["dir"] = run_config.get("run.dir") or run["dir"]
+    if not Path(run["dir"] or run["root"]).is_absolute():  # Flower unpacks apps to a folder of its own and runs them there
+        if run["dir"]:
+            raise UserError(f"run.dir = {run['dir']!r} is not valid: must be an absolute path.")
+        run["root"] = str(Path.home() / "hyperfed-runs")
+    return {**composed, "run": run}
 
 
 def _say(line: dict[str, Any]) -> None:

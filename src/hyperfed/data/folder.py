@@ -16,11 +16,13 @@ def load_folder(folder: Path, like: Dataset) -> Dataset:
     if not folder.is_dir():
         raise UserError(f"data {str(folder)!r} is not a folder.")
     images, labels = _arrays(folder) if (folder / "images.npy").exists() else _files(folder, like)
-    if images.dtype != np.uint8 or images.shape[1:] != like.images.shape[1:] or len(images) != len(labels):
+    if images.dtype != np.uint8 or images.shape[1:] != like.images.shape[1:] or len(images) != labels.size:
         raise UserError(
-            f"data {str(folder)!r} has {images.dtype} images of shape {list(images.shape)} and {len(labels)} labels; "
+            f"data {str(folder)!r} has {images.dtype} images of shape {list(images.shape)} and {labels.size} labels; "
             f"data set {like.name!r} has uint8 images [n, {', '.join(map(str, like.images.shape[1:]))}]."
         )
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"data {str(folder)!r} has {labels.dtype} labels of shape {list(labels.shape)}: they must be integers, [n].")
     if not len(labels) or labels.min() < 0 or labels.max() >= like.num_classes:
         raise UserError(f"data {str(folder)!r}: labels must be from 0 to {like.num_classes - 1}, and there must be one at least.")
     return Dataset(like.name, images, labels.astype(np.int64), like.num_classes, like.mean, like.std, like.class_names)

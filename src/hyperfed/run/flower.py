@@ -24,7 +24,7 @@ from hyperfed.engine.flower.wire import Wire
 from hyperfed.engine.guard import Guard
 from hyperfed.engine.store import Store
 from hyperfed.engine.workspace import DeviceClient, Images, Local, Workspace
-from hyperfed.run.build import client_type, initial_params, local_engine, make_clients, prepare
+from hyperfed.run.build import build_guard, client_type, initial_params, local_engine, make_clients, prepare
 from hyperfed.run.config import Config, identity_hash, make_config
 
 REHEARSED = 12
@@ -48,9 +48,7 @@ def flower_engine(
     close: Callable[[], None] = lambda: None  # noqa: E731
     if grid is None and settings.backend == "deployment":
         raise UserError("engine.backend = 'deployment' is started with `hyperfed deploy server`.")
-    if settings.backend == "deployment" and method.pooled:
-        raise UserError(f"method {config.method['name']!r} pools the data of all clients: it cannot be deployed.")
-    check_defence(config.build_privacy(), settings)
+    check_carrier(config, method, settings)
     if grid is None and settings.backend == "grid":
         side = ClientSide(
             local_engine(config, device, dataset, clients, method, folder / "states"),
@@ -76,6 +74,23 @@ def flower_engine(
         config.on_nan,
         close_grid=close,
     )
+
+
+def check_deployable(composed: Mapping[str, Any]) -> None:
+    """Everything about the settings, the data and the method that would end a deployed run before its first round. Raises UserError."""
+    config = make_config(composed)
+    _, dataset, _, method = prepare(config)
+    settings = config.build_engine()
+    assert isinstance(settings, Flower)
+    check_carrier(config, method, settings)
+    build_guard(config, method, make_clients(config, dataset))
+
+
+def check_carrier(config: Config, method: Method[Any, Any, Any, Any], settings: Flower) -> None:
+    """Whether these clients can be where ``settings`` says. Raises UserError."""
+    if settings.backend == "deployment" and method.pooled:
+        raise UserError(f"method {config.method['name']!r} pools the data of all clients: it cannot be deployed.")
+    check_defence(config.build_privacy(), settings)
 
 
 def check_defence(privacy: Budget | SecAgg | None, settings: Flower) -> None:
@@ -130,16 +145,20 @@ def _hosted(side: ClientSide, context: Context) -> ClientSide:
 def hosted_clients(node_config: Mapping[str, Any], num_clients: int) -> list[int]:
     """``clients = "0,3"`` names them; else partition p of P has the clients k with k mod P = p."""
     if "clients" in node_config:
-        text = str(node_config["clients"])
-        try:
-            clients = sorted({int(part) for part in text.replace(",", " ").split()})
-        except ValueError:
-            raise UserError(f"clients = {text!r} is not valid: must be client numbers such as '0,3'.") from None
+        clients = client_numbers(str(node_config["clients"]))
     else:
         return list(range(int(node_config["partition-id"]), num_clients, int(node_config["num-partitions"])))
-    if not clients or clients[0] < 0 or clients[-1] >= num_clients:
+    if not clients or clients[-1] >= num_clients:
         raise UserError(f"clients = {clients} is not valid: must be numbers from 0 to {num_clients - 1}.")
     return clients
+
+
+def client_numbers(text: str) -> list[int]:
+    """The clients that ``text`` names, in order."""
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdigit() for word in words):
+        raise UserError(f"clients = {text!r} is not valid: must be client numbers such as '0,3'.")
+    return sorted({int(word) for word in words})
 
 
 _SIDES: dict[tuple[str, str], ClientSide] = {}
@@ -182,9 +201,16 @@ def deployed_side(composed: Mapping[str, Any], context: Context) -> ClientSide:
 
 def own_data(config: Config, like: Dataset, folder: Path, hosted: list[int]) -> tuple[Dataset, list[ClientIndices]]:
     """A folder's images as the data of the one client that is hosted; the others have none here."""
-    if len(hosted) != 1:
-        raise UserError(f"data {str(folder)!r} is one client's, but clients {hosted} are hosted here: name one.")
+    check_own(folder, hosted)
     dataset = load_folder(folder, like)
     mine = partition(dataset.labels, Iid(), 1, config.seed, test_fraction=config.data.test_fraction)[0]
     none = np.empty(0, np.int64)
     return dataset, [mine if k == hosted[0] else ClientIndices(none, none) for k in range(config.num_clients)]
+
+
+def check_own(folder: Path, hosted: list[int]) -> None:
+    """A folder of images is that of one client."""
+    if len(hosted) != 1:
+        raise UserError(f"data {str(folder)!r} is one client's, but clients {hosted} are hosted here: name one.")
+    if not folder.is_dir():
+        raise UserError(f"data {str(folder)!r} is not a folder.")

@@ -1,5 +1,6 @@
 """The client's side: one ClientApp for every method. It trains with the in-process engine's own client, on one state at a time."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,8 @@ class ClientSide:
         return head, down
 
     def check_experiment(self, experiment: str) -> None:
-        """The server must run the very configuration this side was built from."""
-        if experiment.partition("-")[0] != self.identity:
+        """The server must run the very configuration this side was built from. The name becomes a folder's, so it is nothing else."""
+        if not re.fullmatch(re.escape(self.identity) + r"(-[0-9a-f]{8})?", experiment):
             raise Refused(f"the server runs experiment {experiment!r}; the configuration here has identity {self.identity!r}.")
 
     def who(self, k: int) -> int:
@@ -77,11 +78,12 @@ class ClientSide:
         return pack({**reply, "tests": tests, "before": before, "after": -1 if after is None else after})
 
     def whoami(self, message: Message) -> RecordDict:
-        """The clients hosted here and their numbers of training examples."""
+        """The clients hosted here and their numbers of training and test examples."""
         experiment = header_of(message.content, {"experiment": str})["experiment"]
         self.check_experiment(experiment)
         examples = self.engine.examples
-        return pack({"experiment": experiment, "clients": self.hosted, "examples": [examples[k] for k in self.hosted]})
+        tests = [len(self.engine.test_index[k]) for k in self.hosted]
+        return pack({"experiment": experiment, "clients": self.hosted, "examples": [examples[k] for k in self.hosted], "tests": tests})
 
 
 def message_flag(message: Message, name: str) -> bool:

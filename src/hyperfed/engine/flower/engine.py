@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil
+from math import ceil, isinf
 from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
@@ -38,7 +38,7 @@ class FlowerEngine:
     stop: Callable[[], bool] = lambda: False
     warn: Callable[[int, int, str], None] = lambda number, client, text: None
     close_grid: Callable[[], None] = lambda: None
-    _late: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _late: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     _spec: Spec | None = None
     _made: dict[int, int] = field(default_factory=dict)
 
@@ -117,11 +117,20 @@ class FlowerEngine:
 
             for k, answer in self._ask(MessageType.EVALUATE, rnd.number, some, content):
                 try:
-                    head = self._header_from(k, rnd.number, answer, SCORED)
-                    scores[k] = Score(head["tests"], head["before"], head["after"] if finetune else None)
+                    scores[k] = self._score(k, self._header_from(k, rnd.number, answer, SCORED), finetune)
                 except Refused as problem:
                     self.warn(rnd.number, k, f"the evaluation of client {k} was refused: {problem}")
             yield from (scores.get(k, Score(0, 0, 0 if finetune else None)) for k in some)
+
+    def _score(self, k: int, head: dict[str, Any], finetune: Finetune | None) -> Score:
+        """What a client says of its accuracy, as far as it can be true. Raises Refused."""
+        tests, told = head["tests"], self.nodes.tests.get(k, 0)
+        if not 0 <= tests <= told:
+            raise Refused(f"tests = {tests}, and it told of {told} test examples when it connected.")
+        for name in ("before", "after") if finetune else ("before",):
+            if not 0 <= head[name] <= tests:
+                raise Refused(f"{name} = {head[name]} correct of tests = {tests} is not possible.")
+        return Score(tests, head["before"], head["after"] if finetune else None)
 
     def _header(self, number: int, k: int) -> dict[str, Any]:
         who = 0 if self.method.pooled else k
@@ -148,6 +157,8 @@ class FlowerEngine:
             head = header_of(content, FAILED)
             raise NonFiniteLoss(k, number, head["step"], head["lr"])
         head = header_of(content, TRAINED)
+        if isinf(head["loss"]):  # NaN is how a client says that its defence keeps the loss to itself
+            raise Refused(f"header entry 'loss' is {head['loss']}, expected a finite number.")
         upload: Any = decode(self._types[1], content, self._spec, finite=True, device=self.device)
         if head["version"] == number:
             self._made[k] = number
@@ -175,6 +186,7 @@ class FlowerEngine:
                 time.sleep(self.nodes.pause)
             for reply in replies:
                 sent = reply.metadata.reply_to_message_id
+                self._weigh(reply, pending, number, purpose)
                 who = self._whose(reply, pending, answered, number)
                 if who is None:
                     continue
@@ -183,18 +195,24 @@ class FlowerEngine:
                 if reply.has_error():
                     self.warn(number, k, f"client {k} failed (Flower's error {reply.error.code}): {first_line(reply.error.reason)}")
                     continue
-                self.nodes.wire.add(number, k, purpose, "up", size_of(reply.content))
                 yield k, reply.content
         for sent, k in pending.items():
             if sent not in answered:
-                self._late[sent] = (k, number)
+                self._late[sent] = (k, number, purpose)
                 self.warn(number, k, f"client {k} did not answer within engine.timeout = {self.nodes.settings.timeout:g} seconds.")
+
+    def _weigh(self, reply: Message, pending: dict[str, int], number: int, purpose: str) -> None:
+        """Note what arrived, whether it counts or comes too late, beside the message that it answers."""
+        sent = reply.metadata.reply_to_message_id
+        k, asked, what = self._late.get(sent, (pending.get(sent), number, purpose))
+        if k is not None and not reply.has_error():
+            self.nodes.wire.add(asked, k, what, "up", size_of(reply.content))
 
     def _whose(self, reply: Message, pending: dict[str, int], answered: set[str], number: int) -> int | None:
         """The client whose first answer this is; None (and a warning) for a late or a second one."""
         sent = reply.metadata.reply_to_message_id
         if sent in self._late:
-            k, asked = self._late.pop(sent)
+            k, asked, _ = self._late.pop(sent)
             if not reply.has_error():
                 self.warn(number, k, f"the reply of client {k} to round {asked} came late and was refused.")
             return None

@@ -1,0 +1,73 @@
+"""What clients and nodes say of themselves, where it cannot be true."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from flowers import ALL_IN, BadGrid, Trick, changed, experiment, introduction, late, notes, twice
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"tests": 10**9, "before": 10**9}, "tests = 1000000000, and it told of "),
+        ({"tests": -7, "before": -7}, "tests = -7, and it told of "),
+        ({"before": 5000}, "before = 5000 correct of tests = "),
+        ({"after": -1}, "after = -1 correct of tests = "),
+    ],
+)
+def test_accuracies_that_cannot_be_are_refused_and_named(entries: dict[str, int], reason: str, tmp_path: Path) -> None:
+    """Client 1 has no weight in that evaluation; the others' numbers are the local engine's."""
+    overrides = [*ALL_IN, "method=fedavg", "rounds=1", "eval.every=1"]
+    lie = changed(lambda content: content.config_records["hyperfed"].update(entries))
+    grid = BadGrid(tmp_path / "bad", {("evaluate", 1, 1): lie}, *overrides)
+    run = experiment(tmp_path / "bad", "flower", *overrides, grid=grid)
+    run.run()
+    (note,) = notes(run.folder)
+    assert (note["round"], note["client"]) == (1, 1) and reason in note["message"]
+    good = experiment(tmp_path / "good", "local", *overrides)
+    good.run()
+    theirs = [line for line in (good.folder / "clients.csv").read_text().splitlines() if not line.startswith("1,1,")]
+    ours = (run.folder / "clients.csv").read_text().splitlines()
+    assert [line for line in ours if not line.startswith("1,1,")] == theirs and "1,1,0,0,0" in ours
+
+
+LIES = {
+    "a client there is not": ({"clients": [1, 99], "examples": [100, 5], "tests": [9, 9]}, "client 99 is not one of 3."),
+    "more than anybody has": ({"clients": [1], "examples": [2**63 - 1]}, "client 1 with 9223372036854775807 training and"),
+    "tests below none": ({"clients": [1], "tests": [-1]}, "and -1 test examples is not possible: from 0 to 2147483647."),
+    "another's client": ({"clients": [1, 0], "examples": [7, 7], "tests": [7, 7]}, "client 0 is already hosted by node 1000."),
+    "too short": ({"clients": [1, 2]}, "it does not say how many training and test examples each of its clients has."),
+}
+
+
+@pytest.mark.parametrize("how", LIES)
+def test_a_refused_node_leaves_no_trace(how: str, tmp_path: Path) -> None:
+    """Its first client is a good one, and yet nothing of what it says is kept."""
+    entries, reason = LIES[how]
+    trick = changed(lambda content: content.config_records["hyperfed"].update(entries))
+    overrides = [*ALL_IN, "engine.wait=0.2"]
+    grid = BadGrid(tmp_path / "run", introduction(trick), *overrides, nodes=3)
+    run = experiment(tmp_path / "run", "flower", *overrides, grid=grid)
+    run.fed.engine.watch(lambda: False, run._skipped)
+    run.fed.engine.nodes.meet([0, 1, 2])
+    (note,) = notes(run.folder)
+    assert note["message"].startswith("node 1001 was refused: ") and reason in note["message"]
+    nodes = run.fed.engine.nodes
+    assert nodes.hosts == {0: 1000, 2: 1002} and nodes.sizes.keys() == nodes.tests.keys() == {0, 2}
+
+
+@pytest.mark.parametrize(("trick", "rows"), [(late, 1), (twice, 2)])
+def test_a_reply_that_came_in_vain_was_sent_all_the_same(trick: Trick, rows: int, tmp_path: Path) -> None:
+    """wire.csv has the late reply under the round that asked for it, and both of two; the ledger has what was used."""
+    overrides = [*ALL_IN, "method=fedavg"]
+    grid = BadGrid(tmp_path / "run", {("train", 1, 1): trick}, *overrides)
+    run = experiment(tmp_path / "run", "flower", *overrides, grid=grid)
+    run.run()
+    wire = (run.folder / "wire.csv").read_text().splitlines()
+    assert sum(line.startswith("1,1,train,up,") for line in wire) == rows
+    assert sum(line.startswith("2,1,train,up,") for line in wire) == 1
+    assert run.fed.engine.nodes.wire.totals["up"] == sum(int(line.rpartition(",")[2]) for line in wire if ",up," in line)
+    assert ("1,1,up" in (run.folder / "ledger.csv").read_text()) == (trick is twice)
