@@ -27,7 +27,7 @@ def test_what_is_read_back_lies_where_the_allocator_puts_it(tmp_path: Path) -> N
     versions = store.flush()
     store.restore(versions)
     save(tmp_path / "checkpoints", Saved(1, {}, 0.0, 0.0), STATE)
-    _, server = load(tmp_path / "checkpoints" / "round-000001", Odd, "cpu", {})
+    _, server = load(tmp_path / "checkpoints" / "round-000001", Odd)
     for back in (store.get(3), server):
         assert back is not None
         for tensor, original in zip(back, STATE, strict=True):

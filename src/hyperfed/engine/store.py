@@ -31,11 +31,13 @@ class DamagedState(UserError):
 class Store(Generic[C]):
     """Client id -> state. A version is the round in which the state was made; a file is never overwritten.
 
-    Memory does not grow with the number of clients: beyond ``cache_bytes`` the states used longest ago live on disk only.
+    Memory does not grow with the number of clients: beyond ``cache_bytes`` the states used longest ago live on disk only. A ``durable``
+    store, a real device's, outlives a loss of power and notices every damaged bit; a simulation's, with the states of a whole
+    cohort to write after each round, outlives the process and notices files that are missing or cut short.
     """
 
-    def __init__(self, folder: Path, kind: type[C], cache_bytes: int = 256 * 2**20, device: str = "cpu") -> None:
-        self.folder, self.kind, self.cache_bytes, self.device = folder, kind, cache_bytes, device
+    def __init__(self, folder: Path, kind: type[C], cache_bytes: int = 256 * 2**20, device: str = "cpu", durable: bool = False) -> None:
+        self.folder, self.kind, self.cache_bytes, self.device, self.durable = folder, kind, cache_bytes, device, durable
         folder.mkdir(parents=True, exist_ok=True)
         self.versions: Versions = {}
         self._cache: OrderedDict[int, tuple[C, int]] = OrderedDict()
@@ -72,10 +74,10 @@ class Store(Generic[C]):
         self._remember(k, state)
 
     def flush(self) -> Versions:
-        """Write what is only in memory, durably; returns client -> version, which :meth:`restore` takes."""
+        """Write what is only in memory; returns client -> version, which :meth:`restore` takes."""
         for k in sorted(self._dirty):
             self._write(k)
-        if new := self._loose & {self.folder / _name(k, version) for k, version in self.versions.items()}:
+        if self.durable and (new := self._loose & {self.folder / _name(k, version) for k, version in self.versions.items()}):
             for path in (*sorted(new), self.folder):
                 sync(path)
         self._loose.clear()
@@ -117,7 +119,7 @@ class Store(Generic[C]):
         """Write the state of client ``k`` that is only in memory; :meth:`flush` sees to it that it outlives a loss of power."""
         path = self.folder / _name(k, self.versions[k])
         with atomic(path, durable=False) as temporary:
-            save_tensors(temporary, flatten(self._cache[k][0]), packed=True)
+            save_tensors(temporary, flatten(self._cache[k][0]), packed=True, checksum=self.durable)
         self._files[k].add(self.versions[k])
         self._loose.add(path)
         self._dirty.discard(k)

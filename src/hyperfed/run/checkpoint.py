@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from hyperfed.core import UserError, flatten, unflatten
@@ -89,7 +90,7 @@ def _damaged(path: Path, why: object) -> UserError:
     return UserError(f"checkpoint {path} is damaged: {str(why).rstrip('.')}{way_out}.")
 
 
-def load(path: Path, kind: type[S], device: str, stores: Mapping[str, Keeper]) -> tuple[Saved, S]:
+def load(path: Path, kind: type[S], device: str = "cpu", stores: Mapping[str, Keeper] = MappingProxyType({})) -> tuple[Saved, S]:
     """Read a checkpoint back, and let ``stores`` go back to the versions it names. A damaged one is refused with what is wrong."""
     facts, tensors = _facts(path), path / "server.safetensors"
     saved = _saved(facts)

@@ -193,7 +193,7 @@ def deployed_side(composed: Mapping[str, Any], context: Context) -> ClientSide:
 
     def open_store(experiment: str) -> Store[Any]:
         kind = client_type(method)
-        return Store(folder / experiment, kind, config.cache_mib * 2**20, str(device))
+        return Store(folder / experiment, kind, config.cache_mib * 2**20, str(device), durable=True)
 
     engine = local_engine(config, device, dataset, clients, method, folder)
     return ClientSide(engine, identity_hash(composed), hosted, open_store, config.finetune)
