@@ -107,13 +107,9 @@ def before_and_after() -> str:
 def causes() -> str:
     """docs/evidence.md: cells of Table 2 played again with one setting changed, beside the cells themselves."""
 
-    def cell(run: RunFiles) -> tuple[object, ...]:
-        return (
-            run.config["method"]["name"],
-            run.config["hypernet"],
-            run.config["dataset"]["name"],
-            run.config["partition"],
-            run.config["seed"],
+    def cell(run: RunFiles) -> str:
+        return json.dumps(
+            [run.config["method"]["name"], *(run.config[key] for key in ("hypernet", "dataset", "partition", "seed", "rounds"))]
         )
 
     table2 = {cell(run): run for run in kept("evidence/mini") if run.config["data"]["validation"] is None}
