@@ -2,8 +2,8 @@
 
 import argparse
 import errno
-import fcntl
 import json
+import os
 import shlex
 import socket
 import ssl
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperfed.core import UserError, invalid
-from hyperfed.core.files import write_text
+from hyperfed.core.files import lock, write_text
 from hyperfed.processes import Stopped, environment, say, start, stop
 
 EXIT_FAILED, EXIT_STOPPED = 1, 130
@@ -101,15 +101,15 @@ class Server:
         """Only one server plays the run of a folder; the lock goes with the process, however it ends."""
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            lock = (self.home / "lock").open("ab")
+            held = lock(self.home / "lock")
         except OSError as problem:
             raise UserError(f"--dir = {str(self.folder)!r} cannot be written: {problem.strerror}.") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"--dir = {str(self.folder)!r} is in use: another `hyperfed deploy server` plays this run.") from None
+        if held is None:
+            raise UserError(f"--dir = {str(self.folder)!r} is in use: another `hyperfed deploy server` plays this run.")
+        try:
             yield
+        finally:
+            os.close(held)
 
     def _await_port(self, seconds: float = 20) -> None:
         """The port must be free; a SuperLink whose server was killed needs a moment to end."""
