@@ -1,5 +1,6 @@
 """What stops a run badly: a second Ctrl-C, another process in its folder, damaged files, a disk that is full. What is kept stays whole."""
 
+import errno
 import os
 import resource
 import shutil
@@ -98,6 +99,25 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
     assert "BlockingIOError" in refused.stderr
     experiment.run()
     assert subprocess.run(command, input="\n", capture_output=True, text=True, check=False).stdout == "held\n"
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre, mounted without flock, says ENOSYS; any other trouble is told."""
+    from hyperfed.core import files
+
+    def flock(error: int) -> None:
+        def refuse(*args: object) -> None:
+            raise OSError(error, os.strerror(error))
+
+        monkeypatch.setattr(files.fcntl, "flock", refuse)
+
+    flock(errno.ENOSYS)
+    held = files.lock(tmp_path / "lock")
+    assert held is not None
+    os.close(held)
+    flock(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        files.lock(tmp_path / "lock")
 
 
 def test_in_one_process_the_last_to_open_a_folder_has_it(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from errno import EIO
+from errno import EIO, ENOLCK, ENOSYS, ENOTSUP
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ def sync(path: Path) -> None:
 
 
 def lock(path: Path) -> int | None:
-    """A descriptor that holds the lock on ``path`` until it is closed or the process ends, however it ends; None: another has it."""
+    """A descriptor that holds the lock on ``path`` until it is closed or the process ends, however it ends; None: another has it.
+
+    Where the system or the file system knows no such locks, as Lustre may not, everybody gets one.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
@@ -42,6 +45,10 @@ def lock(path: Path) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as problem:
+        if problem.errno not in (ENOSYS, ENOTSUP, ENOLCK):
+            os.close(descriptor)
+            raise
     return descriptor
 
 
@@ -86,7 +93,7 @@ def save_tensors(path: Path, flat: Params, *, packed: bool = False, checksum: bo
     """Write tensors as safetensors, their order with them: sums over names must come out the same after reading.
 
     ``packed`` lays all tensors of a type end to end in one: many small ones cost a twentieth of the time. With a
-    ``checksum`` :func:`load_tensors` notices every bit that is another, at a quarter more time. Raises OSError.
+    ``checksum`` :func:`load_tensors` notices every bit that is another, which takes its time. Raises OSError.
     """
     layout = [(name, str(t.dtype), list(t.shape)) for name, t in flat.items()]
     if packed:

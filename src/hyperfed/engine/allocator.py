@@ -11,8 +11,8 @@ def keep_memory() -> None:
     """Tell glibc's malloc to keep what is freed.
 
     A step of SGD allocates every activation anew. By default glibc gives a few megabytes at the top of its heap back after each step and
-    takes zeroed pages for the next: thousands of page faults, about a sixth of the time of a small convolutional network in fp32 and a
-    ninth in bf16 (``python -m benchmarks allocator``), less in a whole run. What is computed does not change, nor does the peak of
+    takes zeroed pages for the next: thousands of page faults, about an eighth of the time of a small convolutional network
+    (``python -m benchmarks allocator``), less in a whole run. What is computed does not change, nor does the peak of
     memory; between peaks the process keeps it. Does nothing where the allocator is not glibc's, or where the user has chosen settings
     (``MALLOC_...`` or ``GLIBC_TUNABLES`` in the environment).
     """
