@@ -20,7 +20,9 @@ from hyperfed.evidence.plans import CANDIDATES, PLANS, TABLE2, TRIED, Ask, Cell,
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.sweep import Sweep
 from hyperfed.evidence.tables import entries, table2
+from hyperfed.methods import FedPer
 from hyperfed.report.runs import read_run
+from hyperfed.run.experiment import Experiment
 
 SMOKE = Ask("smoke", ("digits",), ("IID",), ("FedAvg", "FedPer"))
 
@@ -159,6 +161,27 @@ def test_a_damaged_file_is_named_and_counts_as_not_run(played: Path, tmp_path: P
     assert [e.text for e in found.values()] == ["0 of 1 seeds"] * 2
     assert store.damaged == {torn.name, odd.name} and torn.name in caplog.text and "another run than its name says" in caplog.text
     assert Sweep(store, tmp_path / "work", {}).play(cells[:1]).finished and store.damaged == {odd.name}, "repeated: no longer damaged"
+
+
+def test_a_run_from_before_its_method_changed_is_named_and_repeated(
+    played: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(played, tmp_path / "store")
+    avg, per = plan("table2", SMOKE)
+    monkeypatch.setattr(FedPer, "revision", 2)
+    store = Store(tmp_path / "store")
+    assert store.get(avg) is not None and store.get(per) is None and store.damaged == {store.path(per).name}
+    assert "revision 1 of its method made it, and this is revision 2" in caplog.text
+    store.put(per, _played_anew(per, tmp_path / "run"))
+    again = store.get(per)
+    assert again is not None and again.facts["versions"]["method"] == 2 and not store.damaged
+
+
+def _played_anew(cell: Cell, folder: Path) -> Path:
+    config = cell.composed()
+    config["run"]["dir"] = str(folder)
+    Experiment(config).run()
+    return folder
 
 
 def _without(*path: str) -> Callable[[dict[str, Any]], Any]:

@@ -113,6 +113,18 @@ def test_versions_are_not_mixed_in_one_table(tmp_path: Path) -> None:
     report([kept[0], keep(new, tmp_path / "kept")], tmp_path / "a.html")
 
 
+def test_revisions_of_a_method_are_not_mixed_in_one_table(tmp_path: Path) -> None:
+    """Those of different methods are no revisions of one; runs from before there were any are of the first."""
+    first, second, other = made(tmp_path, 1, [7, 9]), made(tmp_path, 2, [7, 9]), made(tmp_path, 3, [7, 9], "method=fedprox")
+    second.facts["versions"] |= {"method": 2}
+    other.facts["versions"] |= {"method": 3}
+    kept = [keep(run, tmp_path / "kept") for run in (first, second, other)]
+    report([kept[0], kept[2]], tmp_path / "a.html")
+    told = r"^results of different versions of fedavg .* run1.json with revision 1 and run2.json with revision 2; repeat one of them\.$"
+    with pytest.raises(UserError, match=told):
+        report(kept, tmp_path / "a.html")
+
+
 def test_settings_that_differ_are_told_by_value(tmp_path: Path) -> None:
     """Only methods that have a setting stand beside it, so the table is as wide for many methods as for two."""
     methods = {"FedAvg": "fedavg", "FedProx": "fedprox", "FedRep": "fedrep"}

@@ -39,6 +39,30 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     assert run.label == "FedPer" and run.per_round.trainable == 2 * (total - head)
 
 
+def test_other_versions_that_go_on_with_a_run_are_told_and_written_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same versions say nothing, nor does one that opens a finished run; what was written once is not written twice."""
+    config = composed(tmp_path / "a")
+    first = Experiment(config)
+    begun = json.loads((tmp_path / "a/run.json").read_text())
+    first._round(1)
+    first.save()
+    assert begun["versions"]["method"] == 1
+    Experiment(config)
+    assert json.loads((tmp_path / "a/run.json").read_text()) == begun and not caplog.records
+    monkeypatch.setattr("hyperfed.run.origin.__version__", "0.9")
+    for _ in range(2):
+        last = Experiment(config)
+    now = json.loads((tmp_path / "a/run.json").read_text())
+    assert now["versions"] == begun["versions"] | {"hyperfed": f"{begun['versions']['hyperfed']}, then 0.9"} and len(caplog.records) == 1
+    assert f"(hyperfed {begun['versions']['hyperfed']}, now 0.9)" in caplog.text
+    last.run()
+    monkeypatch.setattr("hyperfed.run.origin.__version__", "1.0")
+    Experiment(config)
+    assert json.loads((tmp_path / "a/run.json").read_text()) == now
+
+
 def test_every_element_has_a_role_and_every_round_a_total(tmp_path: Path) -> None:
     """The two files of the ledger agree; FedGen's generator and label counts belong to no tensor of the model."""
     small_run(tmp_path / "a", "method=fedgen")

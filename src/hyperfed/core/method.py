@@ -29,6 +29,9 @@ class Method(ABC, Generic[S, C, D, U]):
     scope: ClassVar[Scope] = ALL
     """The roles this method shares."""
 
+    revision: ClassVar[int] = 1
+    """Raised with every change that changes this method's numbers: runs of two revisions are not put into one table."""
+
     pooled: ClassVar[bool] = False
     """Whether one trainer holds the data of all clients (Centre)."""
 

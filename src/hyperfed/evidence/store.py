@@ -9,6 +9,7 @@ from pathlib import Path
 from hyperfed.core import UserError
 from hyperfed.core.files import write_json
 from hyperfed.evidence.plans import Cell
+from hyperfed.methods import METHODS
 from hyperfed.report.runs import RunFiles, keep, read_run
 from hyperfed.run.config import identity_hash
 
@@ -49,6 +50,9 @@ class Store:
             return None
         if run.facts.get("identity") != cell.identity or identity_hash(run.config) != cell.identity:
             self._name(path, "it holds another run than its name says")
+            return None
+        if (made := _revision(run)) != (now := METHODS[cell.composed()["method"]["name"]].revision):
+            self._name(path, f"revision {made} of its method made it, and this is revision {now}")
             return None
         if run.last["round"] != run.config["rounds"] or run.last["after"] is None:
             self._name(path, "the run in it is not finished, or without the accuracy after fine-tuning")
@@ -107,11 +111,17 @@ class Store:
         return replace(cell, rate=max(scores, key=lambda rate: scores[rate])) if scores else replace(cell, rate=trials[0].rate)
 
 
+def _revision(run: RunFiles) -> int | str:
+    return run.facts["versions"].get("method", 1)
+
+
 def same_version(runs: Sequence[RunFiles]) -> None:
-    """Numbers of different versions are not put into one table. Raises UserError that names the odd one."""
-    seen: dict[str, RunFiles] = {}
+    """Numbers of different versions are not put into one table, nor of two revisions of a method. Raises UserError."""
+    seen: dict[str, dict[str, RunFiles]] = {}
     for run in runs:
-        seen.setdefault(run.facts["versions"]["hyperfed"], run)
-    if len(seen) > 1:
-        told = " and ".join(f"{run.folder.name} with {version}" for version, run in seen.items())
-        raise UserError(f"results of different versions of hyperfed are not mixed into one table: {told}; repeat one of them.")
+        seen.setdefault("hyperfed", {}).setdefault(run.facts["versions"]["hyperfed"], run)
+        seen.setdefault(run.config["method"]["name"], {}).setdefault(f"revision {_revision(run)}", run)
+    for what, versions in seen.items():
+        if len(versions) > 1:
+            told = " and ".join(f"{run.folder.name} with {version}" for version, run in versions.items())
+            raise UserError(f"results of different versions of {what} are not mixed into one table: {told}; repeat one of them.")

@@ -82,9 +82,10 @@ class Settings(TypedDict):
 
 
 class Versions(TypedDict):
-    """Of the run's software."""
+    """Of the run's software, and the revision of its method."""
 
     hyperfed: str
+    method: NotRequired[int | str]
 
 
 class Facts(TypedDict):

@@ -1,20 +1,16 @@
 """A run from start (or its last checkpoint) to end, with everything it leaves in its folder."""
 
-import json
-import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hyperfed import __version__
 from hyperfed.core import Bank, Round, UserError
 from hyperfed.core.codec import fields
 from hyperfed.core.files import write_json
@@ -24,7 +20,7 @@ from hyperfed.engine.round import Keeper, StopAsked, gather, sample, settle
 from hyperfed.engine.store import Row, Rows, Store
 from hyperfed.engine.workspace import NonFiniteLoss
 from hyperfed.models import HyperModel
-from hyperfed.run import checkpoint
+from hyperfed.run import checkpoint, origin
 from hyperfed.run.build import Federation, build, server_type
 from hyperfed.run.claim import Claim
 from hyperfed.run.config import Config, identity_hash, make_config, run_folder
@@ -101,22 +97,11 @@ class Experiment:
 
     def _open(self) -> Path:
         """Make the run's folder, or check that the one there is this run's."""
-        facts = self.folder / "run.json"
         mine = identity_hash(self.composed)
-        if facts.exists() and (found := json.loads(facts.read_text(encoding="utf-8"))["identity"]) != mine:
-            raise UserError(
-                f"run.dir {str(self.folder)!r} holds another run (identity {found}, this one is {mine}): choose another run.dir."
-            )
-        if not facts.exists():
-            versions = {"hyperfed": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": version("numpy")}
-            hardware = {
-                "machine": platform.machine(),
-                "threads": torch.get_num_threads(),
-                "device": self.fed.engine.device,
-            }
+        if not origin.holds(self.folder, mine):
             write_json(self.folder / "config.json", self.composed)
             write_json(self.folder / "data.json", self._describe_data())
-            write_json(facts, {"identity": mine, "versions": versions, "hardware": hardware, "name": self.folder.name})
+            origin.begin(self.folder, mine, self.fed.method, self.fed.engine.device)
         return self.folder
 
     def _describe_data(self) -> dict[str, Any]:
@@ -134,6 +119,8 @@ class Experiment:
             return
         saved, self.server = checkpoint.load(found[-1], server_type(self.fed.method), self.fed.engine.device, self._stores())
         self._attach()
+        if saved.number < self.config.rounds:
+            origin.go_on(self.folder, self.fed.method)
         self.clock = Clock(saved.seconds, saved.cpu_seconds)
         self.number = self._saved = saved.number
         self.loss = saved.loss
