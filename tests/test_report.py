@@ -262,6 +262,13 @@ def test_mistakes_are_one_sentence(kept: Path, tmp_path: Path, capsys: pytest.Ca
         )
 
 
+def test_a_folder_without_runs_among_others_is_named_and_left_out(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the shell gives it for ``runs/*``."""
+    (tmp_path / "bare").mkdir()
+    assert main(["report", str(tmp_path / "bare"), str(kept), "-o", str(tmp_path / "a.html")]) == 0
+    assert re.search(r"bare' is not a run's folder", capsys.readouterr().err) and "bare" in (tmp_path / "a.html").read_text()
+
+
 def test_a_page_without_charts_is_small_and_holds_its_images(tmp_path: Path) -> None:
     Picture.new("RGB", (4, 4)).save(tmp_path / "a.png")
     table = Table("Numbers", ("a", "b"), [("x", "1")])

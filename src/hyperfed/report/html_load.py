@@ -99,7 +99,10 @@ FAILED = ".failed.json"  # beside kept runs: what a run died of
 
 
 def found(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """Every run named, and those within a folder that is not a run itself, failed ones aside. A path that does not exist is refused."""
+    """Every run named, and those within a folder that is not a run itself, failed ones aside. A path that does not exist is refused.
+
+    A folder without runs is, too, where nothing else is named; among others (``runs/*``) it comes as what cannot be read.
+    """
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"run {str(path)!r} does not exist: give run folders, kept runs (.json), or folders of them.")
@@ -108,9 +111,9 @@ def found(paths: Sequence[str | Path]) -> Iterator[Path]:
             continue
         kept = (p for p in path.iterdir() if p.suffix == ".json" and not p.name.endswith(FAILED))
         inside = sorted([*kept, *(p for p in path.iterdir() if (p / "config.json").exists())])
-        if not inside:
+        if not inside and len(paths) == 1:
             raise UserError(f"{str(path)!r} holds no run: neither a config.json of its own nor runs within.")
-        yield from inside
+        yield from inside or [path]
 
 
 def _valid(kind: Any, value: Any, where: str) -> None:
