@@ -125,6 +125,15 @@ def test_a_folder_has_one_server(keys: Path) -> None:
         pass
 
 
+def test_a_folder_with_another_run_is_refused_before_the_server_starts(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = keys.parent / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"identity": "0123456789abcdef"}')
+    assert main(["deploy", "server", "--dir", str(folder), "--certs", str(keys), *SETTINGS]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"hyperfed: --dir '{folder}' holds another run (identity 0123456789abcdef, ") and said.count("\n") == 1
+
+
 def test_a_port_has_one_server(keys: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

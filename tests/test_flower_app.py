@@ -1,5 +1,6 @@
 """The apps that Flower loads, what a node needs to know, and a client's own data."""
 
+import os
 import shlex
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ from flwr.common.config import flatten_dict, parse_config_args
 
 from flowers import SMALL, assert_same, experiment, results
 from hyperfed.core import UserError
+from hyperfed.core.files import lock
 from hyperfed.data import load_dataset, load_folder
 from hyperfed.engine.flower.codec import Refused
 from hyperfed.engine.flower.grid import InProcessGrid
@@ -85,6 +87,18 @@ def test_a_failed_run_leaves_its_reason_where_the_command_finds_it(tmp_path: Pat
     with pytest.raises(UserError):
         server_app(grid=InProcessGrid(client_app, 8, run_config), context=context(run_config))
     assert "is not finite in round 1" in (tmp_path / "run" / FAILURE).read_text()
+
+
+def test_a_run_whose_folder_is_in_use_leaves_nothing_there(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    descriptor = lock(folder / ".run.lock")
+    assert descriptor is not None
+    run_config = {"overrides": " ".join([*SMALL, "model=mlp"]), "run.dir": str(folder)}
+    with pytest.raises(UserError, match="is in use by another process"):
+        server_app(grid=InProcessGrid(client_app, 8, run_config), context=context(run_config))
+    os.close(descriptor)
+    assert not (folder / FAILURE).exists()
 
 
 def test_a_deployed_node_keeps_its_states_by_experiment(tmp_path: Path) -> None:

@@ -130,11 +130,15 @@ class Server:
         """Check the settings before anything starts, and write what Flower reads."""
         from hyperfed.certs import check_certs
         from hyperfed.flower_apps import compose_run
+        from hyperfed.run.config import identity_hash
         from hyperfed.run.flower import check_deployable
+        from hyperfed.run.origin import holds
 
         check_certs(self.certs, self.here)
         self.overrides += ["engine.backend=deployment"]
-        check_deployable(compose_run(self._run_config()))
+        composed = compose_run(self._run_config())
+        check_deployable(composed)
+        holds(self.folder, identity_hash(composed), "--dir")
         for name, text in APP.items():
             write_text(self.home / "app" / name, text)
         at = {"address": self._address(), "root-certificates": str(self.certs / "ca.crt")}

@@ -13,6 +13,7 @@ from hyperfed.core import UserError
 from hyperfed.engine.flower.client_app import ClientSide, make_client_app
 from hyperfed.main import check_overrides, compose_checked, composed_dict
 from hyperfed.report.live import describe
+from hyperfed.run.claim import InUse
 from hyperfed.run.config import run_folder
 from hyperfed.run.experiment import Experiment
 from hyperfed.run.flower import deployed_side, side_of
@@ -84,6 +85,8 @@ def serve(grid: Grid, context: Context) -> None:
     try:
         experiment = Experiment(composed, _say, grid)
         experiment.run()
+    except InUse:
+        raise
     except BaseException as problem:
         folder.mkdir(parents=True, exist_ok=True)
         kind = "" if isinstance(problem, UserError) else f"{type(problem).__name__}: "

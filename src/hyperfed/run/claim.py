@@ -9,6 +9,10 @@ from hyperfed.core import UserError
 from hyperfed.core.files import lock
 
 
+class InUse(UserError):
+    """The folder is another process's: nothing may be written there."""
+
+
 class Claim:
     """Other processes are refused until :meth:`release` or this process's end; in this process, the last to open a folder has it."""
 
@@ -22,7 +26,7 @@ class Claim:
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = lock(path)
         if self._descriptor is None:
-            raise UserError(f"run.dir {str(folder)!r} is in use by another process: wait until it has ended, or choose another run.dir.")
+            raise InUse(f"run.dir {str(folder)!r} is in use by another process: wait until it has ended, or choose another run.dir.")
         self._mine[path] = self
 
     def check(self) -> None:

@@ -28,13 +28,13 @@ def versions(method: Method[Any, Any, Any, Any]) -> dict[str, Any]:
     }
 
 
-def holds(folder: Path, identity: str) -> bool:
-    """Whether the folder holds this run; False where it holds none. Raises UserError where it holds another."""
+def holds(folder: Path, identity: str, name: str = "run.dir") -> bool:
+    """Whether the folder, given as ``name``, holds this run; False where it holds none. Raises UserError where it holds another."""
     facts = folder / "run.json"
     if not facts.exists():
         return False
     if (found := json.loads(facts.read_text(encoding="utf-8"))["identity"]) != identity:
-        raise UserError(f"run.dir {str(folder)!r} holds another run (identity {found}, this one is {identity}): choose another run.dir.")
+        raise UserError(f"{name} {str(folder)!r} holds another run (identity {found}, this one is {identity}): choose another {name}.")
     return True
 
 
