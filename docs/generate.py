@@ -117,7 +117,8 @@ def causes() -> str:
     for run in kept("causes"):
         twin = table2[cell(run)]
         ours, theirs = identity(twin.config), identity(run.config)
-        changed = [f"{k} = {theirs.get(k)} (was {ours.get(k)})" for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+        names = sorted(k for k in {*ours, *theirs} if not k.startswith("eval."))  # how often it is evaluated changes no result
+        changed = [f"{k} = {theirs.get(k)} (was {ours.get(k)})" for k in names if ours.get(k) != theirs.get(k)]
         numbers = [f"{100 * r.last[kind]['weighted']:.1f}" for kind in ("before", "after") for r in (twin, run)]
         where = f"{twin.label}, {run.config['dataset']['name']} {run.config['partition']['name']}"
         rows.append([where, ", ".join(changed), *numbers])
