@@ -10,6 +10,7 @@ from statistics import fmean
 
 from defences_tables import defences_digits, defended, membership_digits, started
 
+from hyperfed.core import UserError
 from hyperfed.core.files import write_text
 from hyperfed.evidence.page import completeness, result
 from hyperfed.evidence.plans import Ask, plan
@@ -18,22 +19,23 @@ from hyperfed.evidence.tables import ACCURACY, entries, spread
 from hyperfed.privacy.command import write_table
 from hyperfed.privacy.resnet import hull_table
 from hyperfed.privacy.sweep import sweep_table
-from hyperfed.report.comparison import markdown
+from hyperfed.report.html_load import FAILED
 from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.properties import properties_table
 from hyperfed.report.runs import RunFiles, read_run
 from hyperfed.report.seeds import Group, group_by_seed, plot_groups, seeds_table
-from hyperfed.report.tables import markdown_table
+from hyperfed.report.tables import markdown, markdown_table
 from hyperfed.run.config import identity
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs/img"
+NOWHERE = ROOT / "nowhere"  # runs under way on this machine are no part of the pages
 PAGES = ("README.md", "docs/hfn.md", "docs/methods/README.md", "docs/evidence.md", "docs/privacy.md", "docs/defences.md")
 
 
 def kept(topic: str) -> list[RunFiles]:
     """The kept runs of a topic, by name."""
-    return [read_run(p) for p in sorted((ROOT / "results" / topic).glob("*.json"))]
+    return [read_run(p) for p in sorted((ROOT / "results" / topic).glob("*.json")) if not p.name.endswith(FAILED)]
 
 
 def ordered(groups: list[Group], names: tuple[str, ...]) -> list[Group]:
@@ -74,7 +76,10 @@ def methods_digits() -> str:
 
 def evidence(name: str, ask: Ask) -> str:
     """docs/evidence.md: a table or figure of the HyperFedNet paper, as far as it has been run."""
-    found = entries(plan(name, ask), Store(ROOT / "results/evidence"), ROOT / "runs/evidence")
+    store = Store(ROOT / "results/evidence")
+    found = entries(plan(name, ask), store, NOWHERE)
+    if store.damaged:
+        raise UserError(f"the store has damaged files: {', '.join(sorted(store.damaged))}.")
     begun = {(cell.dataset, cell.split) for cell, entry in found.items() if entry.runs}
     text = f"**{completeness(found)}.**"
     if missing := sorted({f"{cell.dataset} {cell.split}" for cell in found if (cell.dataset, cell.split) not in begun}):
@@ -89,7 +94,7 @@ def evidence(name: str, ask: Ask) -> str:
 def before_and_after() -> str:
     """docs/evidence.md: what fine-tuning adds, over the seeds there are."""
     cells = plan("table2", Ask("mini", ("cifar10", "cifar100"), seeds=(1, 2, 3)))
-    found = entries(cells, Store(ROOT / "results/evidence"), ROOT / "runs/evidence")
+    found = entries(cells, Store(ROOT / "results/evidence"), NOWHERE)
     columns = ["method and cell", "before fine-tuning", "after", "objective, last round", "seeds"]
     rows = []
     for cell, entry in found.items():

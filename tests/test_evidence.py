@@ -229,6 +229,19 @@ def test_no_damage_ends_in_a_traceback_or_in_a_number(damage: Callable[[Any], An
     assert entries([cell], store, tmp_path)[replace(cell, seed=0)].text == "0 of 1 seeds" and store.damaged == {path.name}
 
 
+def test_a_failure_counts_for_its_own_run_and_revision_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = plan("table2", SMOKE)[1]
+    Store(tmp_path).put_failure(cell, "diverged")
+    assert Store(tmp_path).failure(cell) == "diverged"
+    with monkeypatch.context() as patch:
+        patch.setattr(FedPer, "revision", 2)
+        store = Store(tmp_path)
+        assert store.failure(cell) is None and len(store.damaged) == 1
+    (file,) = tmp_path.rglob("*.failed.json")
+    file.write_text(file.read_text().replace(cell.identity, "0" * 16))
+    assert Store(tmp_path).failure(cell) is None
+
+
 def test_a_damaged_failure_is_named_and_tried_again(tmp_path: Path) -> None:
     cell, store = plan("table2", SMOKE)[0], Store(tmp_path)
     store.put_failure(cell, "diverged")

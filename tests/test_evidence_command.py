@@ -39,6 +39,8 @@ def test_ctrl_c_is_one_sentence(tmp_path: Path) -> None:
         (["table2", "--jobs", "0"], "--jobs = 0"),
         (["table3", "method=Centre"], "table3 has no run with method Centre: its rows are FedAvg, FedBABU"),
         (["table3", "partition=non-IID"], "table3 is CIFAR-10 IID only"),
+        (["table2", "method=HFN,HFN+FedAvg"], "table2 has no run with method HFN+FedAvg: its rows are"),
+        (["table4", "method=HFN+FedAvg,HFN"], "table4 has no run with method HFN: its rows are"),
         (["fig3", "method=FedAvg"], "fig3 is HFN on clients in groups"),
         (["table2", "seed=²"], "seed = '²'"),
         (["table2", "scale=mini", "scale=paper"], "setting 'scale' is given twice"),
@@ -60,6 +62,15 @@ def test_what_is_wrong_for_every_run_is_said_once(setting: str, sentence: str, t
     with pytest.raises(UserError) as told:
         main(["table2", setting, "--results", str(tmp_path / "s"), "--work", str(tmp_path / "w"), "-o", str(tmp_path / "o")])
     assert sentence in str(told.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["--results", "--work", "--out"])
+def test_folders_that_cannot_be_are_told_before_the_first_run(folder: str, tmp_path: Path) -> None:
+    folders = {"--results": "s", "--work": "w", "--out": "o"} | {folder: "file/x"}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=rf"^{folder} = '.*' is not valid: must be a folder that can be written"):
+        main(["table2", "scale=smoke", "dataset=digits", *(t for name, where in folders.items() for t in (name, str(tmp_path / where)))])
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_settings_are_read() -> None:

@@ -60,6 +60,16 @@ def test_table_4_pairs_seeds_and_counts_traffic_to_the_accuracy_of_the_last_roun
     assert completeness(found) == "0 of 1 cells complete (scale mini)"
 
 
+def test_table_4_says_where_a_run_ended_below_its_best() -> None:
+    """Over HFN 50 % at round 4 and 40 at the end of 8: reached at round 2 already, on the way up."""
+    alone_cell = Cell("FedDyn", "cifar10", "IID", "mini")
+    config = {"participation": 0.5, "num_clients": 20, "rounds": 8, "seed": 1}
+    alone = run_with(config, [(0, 0.1, 0), (4, 0.5, 4_000_000), (8, 0.6, 8_000_000)], [])
+    over = run_with(config, [(0, 0.1, 0), (2, 0.4, 1_000_000), (4, 0.5, 2_000_000), (8, 0.4, 4_000_000)], [])
+    (row,) = table4(dict([entry_of(alone_cell, 1, alone), entry_of(over_hypernetwork(alone_cell), 1, over)])).rows
+    assert row[4] == "12 % (8, 2; over HFN fell by 10)"
+
+
 def test_a_spread_is_the_sample_deviation() -> None:
     runs = [run_with({"seed": seed}, [(8, accuracy, 8)], []) for seed, accuracy in ((1, 0.6), (2, 0.62), (3, 0.64))]
     assert entry_of(Cell("FedAvg", "cifar10", "IID", "mini"), 3, *runs)[1].text == "62.0 ± 2.0"

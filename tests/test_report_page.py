@@ -277,4 +277,4 @@ def test_tables_of_fourteen_methods_fit_the_paper(browser: Any, tmp_path: Path) 
     settings = (
         """() => [...document.querySelectorAll('.wide table')].find((t) => t.textContent.includes('Settings in which')).scrollWidth"""
     )
-    assert page.evaluate(settings) <= 1120
+    assert page.evaluate(settings) <= 1168  # the window less its margins

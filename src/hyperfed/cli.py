@@ -36,8 +36,10 @@ def _compare(folders: Sequence[str], out: Path) -> None:
     from hyperfed.core.files import write_text
     from hyperfed.report.plots import plot_accuracy
     from hyperfed.report.tables import markdown_table, terminal_table
+    from hyperfed.run.config import writable
 
     runs = _runs(folders)
+    writable("--out", out)
     console = Console()
     console.print(terminal_table(runs))
     paths = [plot_accuracy(runs, out / f"accuracy_over_{over}s.png".replace("bytess", "bytes"), over) for over in ("round", "bytes")]
@@ -47,7 +49,9 @@ def _compare(folders: Sequence[str], out: Path) -> None:
 
 def _keep(folders: Sequence[str], out: Path) -> None:
     from hyperfed.report.runs import keep
+    from hyperfed.run.config import writable
 
+    writable("--out", out)
     print("kept:", *(keep(run, out) for run in _runs(folders)))
 
 

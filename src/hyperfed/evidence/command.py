@@ -17,7 +17,7 @@ from hyperfed.evidence.plans import PLANS, Ask, Cell, plan
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.sweep import Outcome, Sweep
 from hyperfed.main import EXIT_INTERRUPTED
-from hyperfed.run.config import make_config
+from hyperfed.run.config import make_config, writable
 
 OF_THE_MACHINE = ("data.root", "data.cache", "device")
 """Settings of :data:`hyperfed.run.config.FREE` that make sense for a whole plan."""
@@ -105,9 +105,9 @@ def tell(outcome: Outcome, store: Store, console: Console) -> None:
     """What was done, what failed and why, what is left."""
     console.print(f"{len(outcome.finished)} runs in the store, {len(outcome.failed)} failed, {len(outcome.left)} left for another time")
     for cell, why in outcome.failed.items():
-        console.print(f"  failed: {cell.name}: {why}")
+        console.print(f"  failed: {cell.name}: {why}", markup=False)
     if store.damaged:
-        console.print(f"  damaged files left out: {len(store.damaged)} ({', '.join(sorted(store.damaged))})")
+        console.print(f"  damaged files left out: {len(store.damaged)} ({', '.join(sorted(store.damaged))})", markup=False)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -139,6 +139,8 @@ def main(arguments: Sequence[str]) -> int:
         raise invalid("--out", str(given.out), "a folder")
     if given.results.exists() != given.results.is_dir() or (given.show and not given.results.exists()):
         raise invalid("--results", str(given.results), "the folder of a store; without --show a new one is made")
+    for name in ("results", "work", "out") if not given.show else ("out",):
+        writable(f"--{name}", getattr(given, name))
     ask, free = read_settings(given.settings)
     cells, console = plan(given.experiment, ask), Console(highlight=False, soft_wrap=True)
     store, failed = Store(given.results), False
@@ -153,5 +155,8 @@ def main(arguments: Sequence[str]) -> int:
             return EXIT_INTERRUPTED
         tell(outcome, store, console)
         failed = any(store.failure(cell) is None for cell in outcome.failed)  # a run that diverged is a result
-    show(given.experiment, cells, store, given.work, given.out, console)
+    try:
+        show(given.experiment, cells, store, given.work, given.out, console)
+    except OSError as problem:
+        raise UserError(f"--out = {str(given.out)!r} could not be written: {problem.strerror or problem}.") from problem
     return int(failed)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from hyperfed.core.files import write_text
@@ -16,9 +17,10 @@ from hyperfed.evidence import figures, tables
 from hyperfed.evidence.plans import Cell
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.tables import Entry, accuracy_rows, entries
-from hyperfed.report.comparison import latex, markdown
+from hyperfed.report.comparison import latex
 from hyperfed.report.html import Block, Caution, Image, Section, Table, build_page
 from hyperfed.report.html_report import section_of, settings
+from hyperfed.report.tables import markdown
 
 TITLES = {
     "table2": "Table 2: personalised accuracy of every method",
@@ -96,5 +98,5 @@ def terminal(table: Table) -> TerminalTable:
         least = None if i else min(longest, 16)
         made.add_column(name.replace(": ", ":\n"), justify="right" if i else "left", overflow="fold", min_width=least)
     for row in table.rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     return made

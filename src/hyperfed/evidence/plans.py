@@ -189,6 +189,7 @@ def plan(name: str, ask: Ask) -> list[Cell]:
     if name not in PLANS:
         raise unknown("experiment", name, PLANS)
     cells = PLANS[name](ask)
-    if not cells:
-        raise UserError(f"{name} has no run with method {', '.join(ask.methods)}: its rows are {', '.join(ROWS[name])}.")
+    for method in ask.methods:
+        if method not in (*ROWS[name], *(f"HFN+{row}" for row in ROWS[name] if name == "table4")):
+            raise UserError(f"{name} has no run with method {method}: its rows are {', '.join(ROWS[name])}.")
     return cells

@@ -51,7 +51,7 @@ class Store:
         if run.facts.get("identity") != cell.identity or identity_hash(run.config) != cell.identity:
             self._name(path, "it holds another run than its name says")
             return None
-        if (made := _revision(run)) != (now := METHODS[cell.composed()["method"]["name"]].revision):
+        if (made := _revision(run)) != (now := _now(cell)):
             self._name(path, f"revision {made} of its method made it, and this is revision {now}")
             return None
         if run.last["round"] != run.config["rounds"] or run.last["after"] is None:
@@ -73,10 +73,15 @@ class Store:
         if not path.exists():
             return None
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["message"])
-        except (ValueError, KeyError, TypeError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            message, identity, made = str(kept["message"]), kept["identity"], kept.get("method", 1)
+        except (ValueError, KeyError, TypeError, AttributeError):
             self._name(path, "it does not say what the run died of")
             return None
+        if identity != cell.identity or made != _now(cell):
+            self._name(path, "it is another run's, or of another revision of its method")
+            return None
+        return message
 
     def put(self, cell: Cell, folder: Path) -> None:
         """Keep a finished run's folder."""
@@ -88,7 +93,7 @@ class Store:
 
     def put_failure(self, cell: Cell, message: str) -> None:
         """Keep what a run died of, so that it is not repeated."""
-        write_json(self._failure(cell), {"identity": cell.identity, "message": message})
+        write_json(self._failure(cell), {"identity": cell.identity, "method": _now(cell), "message": message})
         self.damaged -= {self.path(cell).name, self._failure(cell).name}
 
     def is_settled(self, cell: Cell) -> bool:
@@ -109,6 +114,11 @@ class Store:
             return None
         scores = {t.rate: run.last["after"]["weighted"] for t in trials if (run := self.get(t)) is not None}
         return replace(cell, rate=max(scores, key=lambda rate: scores[rate])) if scores else replace(cell, rate=trials[0].rate)
+
+
+def _now(cell: Cell) -> int:
+    """The present revision of the cell's method."""
+    return METHODS[cell.composed()["method"]["name"]].revision
 
 
 def _revision(run: RunFiles) -> int | str:

@@ -126,7 +126,11 @@ class Sweep:
         """Keep a finished run and clear its folder; one that diverged is kept as a failure, anything else only told."""
         code = worker.process.returncode
         if code == 0:
-            self.store.put(worker.cell, worker.folder)
+            try:
+                self.store.put(worker.cell, worker.folder)
+            except OSError as problem:
+                out.failed[worker.cell] = f"its result could not be written: {problem.strerror or problem}; it is in {worker.folder}"
+                return
             shutil.rmtree(worker.folder)
             out.finished.append(worker.cell)
         elif code == EXIT_INTERRUPTED:

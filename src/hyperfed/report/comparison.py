@@ -13,7 +13,7 @@ from hyperfed.core.files import write_text
 from hyperfed.evidence import paper
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.seeds import Group, deviation, mean_and_spread
-from hyperfed.report.tables import human_bytes
+from hyperfed.report.tables import human_bytes, markdown
 from hyperfed.run.config import identity
 
 KINDS = ("before", "after")
@@ -46,10 +46,16 @@ PAPER_NOTE = (
 )
 
 
+def as_published(run: RunFiles) -> bool:
+    """Whether a hypernetwork of the run is Table 2's: the data set's size of embeddings, and nothing shared but phi."""
+    hyper = run.config.get("hypernet")
+    return not hyper or (hyper.get("embedding") == run.config["dataset"].get("paper", {}).get("embedding") and not hyper.get("share"))
+
+
 def published(groups: Sequence[Group]) -> dict[str, float]:
     """Table 2's accuracy in % by method's name, for runs on its data sets and partitions (IID, Dirichlet 0.5); empty for any other."""
     out: dict[str, float] = {}
-    for run in (g.runs[0] for g in groups):
+    for run in (g.runs[0] for g in groups if as_published(g.runs[0])):
         partition = run.config["partition"]
         split = {("iid", None): "IID", ("dirichlet", 0.5): "non-IID"}.get((partition["name"], partition.get("alpha")))
         if split and (value := paper.accuracy(run.label, run.config["dataset"]["name"], split)) is not None:
@@ -83,7 +89,8 @@ def measures(group: Group, reference: Mapping[str, float] | None = None) -> dict
     for name, kind, value in (*shown, ("weighted", "after", "weighted")):
         _, y = group.curve(kind, value)
         out |= {name: float(y[:, -1].mean()) if y.size else None, f"{name}_std": deviation(y[:, -1]) if y.size else None}
-    theirs, ours = (reference or {}).get(group.runs[0].label), out["weighted"]
+    first = group.runs[0]
+    theirs, ours = (reference or {}).get(first.label) if as_published(first) else None, out["weighted"]
     out |= {"paper": theirs, "difference": None if theirs is None or ours is None else ours - theirs}
 
     def mean(values: Sequence[float]) -> float:
@@ -129,12 +136,6 @@ def beside_paper(groups: Sequence[Group], reference: Mapping[str, float]) -> Cel
 
 def _cells(rows: Sequence[Mapping[str, Any]], names: Sequence[str], note: str) -> Cells:
     return [HEADINGS[n] for n in names], [[cell(row, n) for n in names] for row in rows], note
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in (columns, *rows)]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(columns) - 1), *lines[1:]]) + "\n"
 
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"} | {c: f"\\{c}" for c in "&%$#_{}"}

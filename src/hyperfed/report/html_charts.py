@@ -51,7 +51,6 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
                 x, y = [min((m for m in spoken if m > 0), default=0.0), max(spoken)], y[:, [-1, -1]]
                 extra: dict[str, Any] = {
                     "mode": "lines",
-                    "line": {"dash": "dot"},
                     "hovertemplate": f"%{{y:.1f}} %, {silence(group.runs[0])}",
                 }
             else:
@@ -71,7 +70,7 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
     }
     note = "Filled markers: before fine-tuning; hollow: after it. Band (up to 8 methods shown): least to greatest of the seeds."
     if silent:
-        note += f" Dotted level lines: the last accuracy of a method without payload ({_without_payload(silent)})."
+        note += f" Level lines without markers: the last accuracy of a method without payload ({_without_payload(silent)})."
     return Chart(title, _ends(groups), traces, layout, log="x", starts_log=over == "bytes", note=note)
 
 
@@ -164,6 +163,10 @@ def gains_chart(groups: Sequence[Group], local: Group) -> Chart:
     return Chart(f"Gain of every client over {local.label}", alt, traces, layout, note="Below zero: better off alone." + _which(groups))
 
 
+GAPS = 40
+"""Up to so many cells across, a gap of one pixel between them leaves room for their colours, on a phone, too."""
+
+
 def labels_chart(run: RunFiles) -> Chart:
     """Samples of each class on each client as a heat map; the longer of clients and classes runs across."""
     counts = np.array(run.detail.label_counts)
@@ -178,7 +181,8 @@ def labels_chart(run: RunFiles) -> Chart:
     x, y = (names, clients) if turned else (clients, names)
     bar = {"thickness": 10, "title": {"text": "samples", "side": "right"}}
     scale = {"colorscale": cividis(2), "zmin": 0, "zmax": int(counts.max()), "colorbar": bar}
-    trace = {"type": "heatmap", "x": x, "y": y, "z": shown, **scale, "hovertemplate": hover, "xgap": 1, "ygap": 1}
+    trace = {"type": "heatmap", "x": x, "y": y, "z": shown, **scale, "hovertemplate": hover}
+    trace |= {"xgap": 1, "ygap": 1} if max(grid.shape) <= GAPS else {}
     kinds = (counts > 0).sum(1)
     alt = f"{counts.sum():,} samples on {len(counts)} clients; a client holds {kinds.min()} to {kinds.max()} of {counts.shape[1]} classes."
     plain = {"showgrid": False, "zeroline": False}

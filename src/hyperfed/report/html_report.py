@@ -105,7 +105,7 @@ def _clients(groups: Sequence[Group]) -> list[Block]:
     known = [g for g in groups if len(ranked(g, "before")[0])]
     if not known:
         return ["These runs were kept without the results of each client."]
-    kind = KINDS[all(len(ranked(g, "after")[0]) for g in known)]
+    kind = KINDS[all(each_client(run, "after").size for g in known for run in g.runs if each_client(run, "before").size)]
     local = local_of(known)
     columns = ["method", "clients", "mean %", "worst 10 %: mean %", "worst %"] + ["gain", "lose", "equal", "mean gain"] * (
         local is not None
@@ -127,9 +127,10 @@ def _clients(groups: Sequence[Group]) -> list[Block]:
 
 
 def _client_table(groups: Sequence[Group], kind: str) -> Table:
-    first = groups[0].runs[0]
+    first = next(run for run in groups[0].runs if each_client(run, kind).size)
     seed, tests = first.config["seed"], first.detail.clients["tests"]
-    each = {g.label: each_client(run, kind) for g in groups for run in g.runs if run.config["seed"] == seed}
+    of_seed = {g.label: each_client(run, kind) for g in groups for run in g.runs if run.config["seed"] == seed}
+    each = {label: values for label, values in of_seed.items() if values.size}
     rows = [[f"{k}", f"{n}", *("-" if np.isnan(v[k]) else f"{v[k]:.1f}" for v in each.values())] for k, n in enumerate(tests)]
     caption = f"Accuracy of every client, seed {seed}, {kind} fine-tuning (%)"
     return Table(caption, ["client", "test samples", *each], rows, folded=True)

@@ -17,6 +17,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 
 
+def literal(label: str) -> str:
+    """A label as it is written: ``$`` is no formula, and a leading ``_`` hides no line from the legend."""
+    label = label.replace("$", r"\$")
+    return f"\u200b{label}" if label.startswith("_") else label
+
+
 def headed(axes: Axes, text: str) -> None:
     """A title over the axes whose long lines are broken, so that the picture's edge cuts nothing off."""
     room = int(15 * axes.figure.get_figure(root=True).get_figwidth()) - 12
@@ -56,13 +62,13 @@ def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str) -> Path:
         x = [e["round"] if over == "round" else e["bytes"] / 1e6 for e in lines]
         y = [100 * e["before"]["mean"] for e in lines]
         colour, dash = COLOURS[i % len(COLOURS)], DASHES[(i // len(COLOURS)) % len(DASHES)]
-        axes.plot(x, y, dash, color=colour, label=run.label, linewidth=1.8, marker=".", markersize=4)
+        axes.plot(x, y, dash, color=colour, label=literal(run.label), linewidth=1.8, marker=".", markersize=4)
         tuned = [(a, 100 * e["after"]["mean"]) for a, e in zip(x, lines, strict=True) if e["after"]]
         axes.plot(*zip(*tuned, strict=True), "o", color=colour, fillstyle="none", markersize=8) if tuned else None
     silent = [run for run in runs if over == "bytes" and run.last["bytes"] == 0]
     for run in silent:
         value = 100 * (run.last["after"] or run.last["before"])["mean"]
-        axes.axhline(value, color="#777777", linestyle=":", label=f"{run.label} ({silence(run)})")
+        axes.axhline(value, color="#777777", linestyle=":", label=literal(f"{run.label} ({silence(run)})"))
     axes.set_xlabel("round" if over == "round" else "payload sent so far, all clients (MB)")
     if over == "bytes":
         axes.set_xscale("log")

@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hyperfed.core import UserError
-from hyperfed.report.plots import COLOURS, DASHES, headed, legend_below, plain_powers, silence
+from hyperfed.report.plots import COLOURS, DASHES, headed, legend_below, literal, plain_powers, silence
 from hyperfed.report.runs import RunFiles
+from hyperfed.report.tables import markdown
 from hyperfed.run.config import identity
 
 
@@ -70,15 +71,12 @@ def group_by_seed(runs: Sequence[RunFiles]) -> list[Group]:
 
 def seeds_table(groups: Sequence[Group]) -> str:
     """Markdown: accuracy before and after fine-tuning as mean ± sample standard deviation over seeds, elements, number of seeds."""
-    lines = [
-        "| setting | before: mean | after: mean | after: p10 | elements / client, round | rounds | seeds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for g in groups:
-        first = g.runs[0]
-        cells = (g.label, g.final("before"), g.final("after"), g.final("after", "p10"), f"{first.per_round.trainable:,}")
-        lines.append("| " + " | ".join(cells) + f" | {first.last['round']} | {len(g.runs)} |")
-    return "\n".join(lines) + "\n"
+        first, accuracies = g.runs[0], (g.final("before"), g.final("after"), g.final("after", "p10"))
+        rows.append([g.label, *accuracies, f"{first.per_round.trainable:,}", f"{first.last['round']}", f"{len(g.runs)}"])
+    columns = ["setting", "before: mean", "after: mean", "after: p10", "elements / client, round", "rounds", "seeds"]
+    return markdown(columns, rows)
 
 
 def plot_groups(groups: Sequence[Group], path: Path, which: str, title: str, over: str = "rounds") -> Path:
@@ -92,7 +90,7 @@ def plot_groups(groups: Sequence[Group], path: Path, which: str, title: str, ove
     axes: Axes = figure.add_subplot()
     for i, g in enumerate(groups):
         rounds, y = g.curve(which)
-        name = f"{g.label} ({y[:, -1].mean():.1f})"
+        name = literal(f"{g.label} ({y[:, -1].mean():.1f})")
         colour, dash = COLOURS[i % len(COLOURS)], DASHES[(i // len(COLOURS)) % len(DASHES)]
         if over == "bytes" and g.silent:
             axes.axhline(y[:, -1].mean(), color=colour, linestyle=":", label=f"{name}, {silence(g.runs[0])}")

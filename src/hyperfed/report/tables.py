@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from hyperfed.report.runs import RunFiles
@@ -82,7 +83,9 @@ HEADINGS = (
 
 def terminal_table(runs: Sequence[RunFiles]) -> Table:
     """The comparison for a terminal of 80 columns; elements and bytes a round are those of one client; an unfinished run says so."""
-    table = Table(title=title(runs), caption=NOTE, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=escape(title(runs)), caption=NOTE, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for i, name in enumerate(HEADINGS):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
     private = any("privacy" in run.last for run in runs)
@@ -90,17 +93,21 @@ def terminal_table(runs: Sequence[RunFiles]) -> Table:
         table.add_column("privacy", justify="right")
     for run in runs:
         first, *cells, rounds = (cell.removesuffix(" %") for cell in row(run))
-        table.add_row(f"{first} ({rounds} rounds)" if " of " in rounds else first, *cells, *([guarantee(run)] if private else []))
+        table.add_row(escape(f"{first} ({rounds} rounds)" if " of " in rounds else first), *cells, *([guarantee(run)] if private else []))
     return table
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(columns) - 1), *lines[1:]]) + "\n"
 
 
 def markdown_table(runs: Sequence[RunFiles]) -> str:
     """The comparison as Markdown."""
     private = any("privacy" in run.last for run in runs)
     columns = COLUMNS + (("privacy",) if private else ())
-    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
-    lines += ["| " + " | ".join(row(run) + ((guarantee(run),) if private else ())) + " |" for run in runs]
-    return "\n".join(lines) + "\n\n" + NOTE + "\n"
+    return markdown(columns, [row(run) + ((guarantee(run),) if private else ()) for run in runs]) + "\n" + NOTE + "\n"
 
 
 def title(runs: Sequence[RunFiles]) -> str:
