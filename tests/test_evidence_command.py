@@ -17,7 +17,11 @@ def test_ctrl_c_is_one_sentence(tmp_path: Path) -> None:
     """And what was under way is saved: the same command goes on."""
     command = [sys.executable, "-m", "hyperfed.cli", "reproduce", "table2", "scale=smoke", "dataset=digits", "partition=IID"]
     command += ["--results", str(tmp_path / "store"), "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the background of a script it is ignored, and so by its children
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
     while not list((tmp_path / "work").rglob("config.json")):
         assert process.poll() is None
         time.sleep(0.1)
