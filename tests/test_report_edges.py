@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -72,7 +71,6 @@ def test_a_name_is_shown_as_it_is(name: str, tmp_path: Path, capsys: pytest.Capt
     assert name in capsys.readouterr().out
     [line] = [x for x in (tmp_path / "out/comparison.md").read_text().splitlines() if x.startswith("| ") and "before" not in x]
     assert line.startswith(f"| {name.replace('|', chr(92) + '|')} |")
-    plt.close("all")
 
 
 @pytest.mark.parametrize("command", ["compare", "keep"])
