@@ -1,24 +1,32 @@
-"""The in-process engine: all clients one after another on one model, at the speed of the bare training loop."""
+"""The in-process engine: clients one after another on one model, at the speed of the bare training loop; on a GPU some side by side."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from threading import Lock
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from hyperfed.core import ALL, Method, Params, Round, Scope, select
 from hyperfed.core.seeds import derive_seed, generator
+from hyperfed.engine.gpu import side_by_side
 from hyperfed.engine.guard import Guard
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.round import Finetune, Reply, Score, StopAsked
 from hyperfed.engine.store import Store
 from hyperfed.engine.workspace import DeviceClient, Local, NonFiniteLoss, Workspace
 
+T = TypeVar("T")
+
 
 @dataclass
 class LocalEngine:
-    """Runs clients in this process. ``train`` and ``test`` hold one index tensor per client."""
+    """Runs clients in this process. ``train_index`` and ``test_index`` hold one index tensor per client.
+
+    ``others``: further models on the same GPU, on which clients train at the same time as on ``space``. A defence's clients do not.
+    """
 
     method: Method[Any, Any, Any, Any]
     space: Workspace
@@ -34,6 +42,8 @@ class LocalEngine:
     guard: Guard = field(default_factory=Guard)
     stop: Callable[[], bool] = lambda: False
     warn: Callable[[int, int, str], None] = lambda number, client, text: None
+    others: list[Workspace] = field(default_factory=list)
+    _lock: Any = field(default_factory=Lock)
     _initial: Params | None = None
     _staged: dict[int, Any] = field(default_factory=dict)
 
@@ -69,10 +79,11 @@ class LocalEngine:
     def state(self, k: int) -> Any:
         """The client's state; its initial one before its first round."""
         k = 0 if self.method.pooled else k
-        state = self.store.get(k)
-        return self.method.init_client(self.initial(k)) if state is None else state
+        with self._lock:
+            state = self.store.get(k)
+            return self.method.init_client(self.initial(k)) if state is None else state
 
-    def client(self, k: int, number: int, purpose: str, optim: Optim, lr: float) -> DeviceClient:
+    def client(self, k: int, number: int, purpose: str, optim: Optim, lr: float, space: Workspace | None = None) -> DeviceClient:
         """The client as its method sees it."""
         index = self.train_index[k]
         if self.method.pooled and purpose == "train":
@@ -81,29 +92,50 @@ class LocalEngine:
         if held:
             index = index[torch.randperm(len(index), generator=generator(self.seed, "validation", k)).to(index.device)]
         each = self.guard.per_example if purpose == "train" else None
-        return DeviceClient(self.space, k, index[held:], index[:held], self.seed, number, lr, optim, self.local, purpose, each)
+        return DeviceClient(space or self.space, k, index[held:], index[:held], self.seed, number, lr, optim, self.local, purpose, each)
+
+    def _each(self, ids: list[int], job: Callable[[int], Callable[[Workspace], T]]) -> Iterator[T]:
+        """What the job of every client returns, in their order. Raises StopAsked between two clients when asked to stop."""
+
+        def jobs() -> Iterator[Callable[[Workspace], T]]:
+            for k in ids:
+                if self.stop():
+                    raise StopAsked
+                yield job(k)
+
+        if self.others and type(self.guard) is Guard:
+            yield from cast(Iterator[T], side_by_side([self.space, *self.others], jobs()))
+        else:
+            for one in jobs():
+                yield one(self.space)
 
     def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
         """See :class:`~hyperfed.engine.round.Engine`. Raises StopAsked between two clients when asked to stop."""
         self._staged.clear()
-        for k in rnd.ids.tolist():
-            if self.stop():
-                raise StopAsked
-            try:
-                self._staged[k], reply = self.turn(k, rnd.number, download(k))
-            except NonFiniteLoss as problem:
+        ids = rnd.ids.tolist()
+        for k, came in zip(ids, self._each(ids, lambda k: partial(self._try, k, rnd.number, download(k))), strict=True):
+            if isinstance(came, NonFiniteLoss):
                 if self.on_nan == "stop":
-                    raise
-                self.warn(rnd.number, k, f"skipped: {problem}")
+                    raise came
+                self.warn(rnd.number, k, f"skipped: {came}")
                 continue
+            self._staged[k], reply = came
             yield reply
 
-    def turn(self, k: int, number: int, down: Any) -> tuple[Any, Reply]:
+    def _try(self, k: int, number: int, down: Any, space: Workspace) -> tuple[Any, Reply] | NonFiniteLoss:
+        try:
+            return self.turn(k, number, down, space)
+        except NonFiniteLoss as problem:
+            return problem
+
+    def turn(self, k: int, number: int, down: Any, space: Workspace | None = None) -> tuple[Any, Reply]:
         """What client ``k`` does in a round: its new state and its answer. Raises NonFiniteLoss."""
-        client = self.client(k, number, "train", self.optim, self.optim.rate(number, self.rounds))
-        state, upload = self.method.client_update(client, self.state(k), down)
-        loss = sum(client.losses) / len(client.losses) if client.losses and self.guard.sends_loss else float("nan")
-        return state, Reply(k, self.guard.protect(number, k, down, upload), loss)
+        space = space or self.space
+        with space.aside():
+            client = self.client(k, number, "train", self.optim, self.optim.rate(number, self.rounds), space)
+            state, upload = self.method.client_update(client, self.state(k), down)
+            loss = sum(client.losses) / len(client.losses) if client.losses and self.guard.sends_loss else float("nan")
+            return state, Reply(k, self.guard.protect(number, k, down, upload), loss)
 
     def commit(self, number: int) -> None:
         """Keep the states of the round that was just played."""
@@ -113,32 +145,34 @@ class LocalEngine:
 
     def evaluate(self, rnd: Round, download: Callable[[int], Any], finetune: Finetune | None) -> Iterator[Score]:
         """See :class:`~hyperfed.engine.round.Engine`."""
-        for k in rnd.ids.tolist():
-            if self.stop():
-                raise StopAsked
-            yield Score(len(self.test_index[k]), *self.correct(k, download(k), rnd.number, finetune))
+        ids = rnd.ids.tolist()
+        for k, score in zip(ids, self._each(ids, lambda k: partial(self.correct, k, download(k), rnd.number, finetune)), strict=True):
+            yield Score(len(self.test_index[k]), *score)
 
     def model_of(self, k: int, down: Any) -> Params:
         """The model client ``k`` would deploy now."""
         return self.method.personalize(self.state(k), down)
 
-    def correct(self, k: int, down: Any, number: int, finetune: Finetune | None) -> tuple[int, int | None]:
+    def correct(self, k: int, down: Any, number: int, finetune: Finetune | None, space: Workspace | None = None) -> tuple[int, int | None]:
         """Right answers on the client's own test data, before and after fine-tuning. Disturbs neither training nor states.
 
         Where fine-tuning breaks and ``on_nan`` is not stop, the client is scored without it.
         """
-        with torch.no_grad():
-            params = self.model_of(k, down)
+        space = space or self.space
         optim = self.optim if finetune is None else Optim(**{**vars(self.optim), "lr": finetune.lr, "schedule": "constant"})
-        client = self.client(k, number, "finetune", optim, optim.lr)
-        before = client.correct(params, self.test_index[k])
-        if finetune is None:
-            return before, None
-        try:
-            tuned = self.method.finetune(client, params, finetune.epochs, frozenset(finetune.scope) or ALL)
-        except NonFiniteLoss as problem:
-            if self.on_nan == "stop":
-                raise
-            self.warn(number, k, f"scored without fine-tuning: {problem}")
-            return before, before
-        return before, client.correct(tuned, self.test_index[k])
+        client = self.client(k, number, "finetune", optim, optim.lr, space)
+        with space.aside():
+            with torch.no_grad():
+                params = self.model_of(k, down)
+            before = client.correct(params, self.test_index[k])
+            if finetune is None:
+                return before, None
+            try:
+                tuned = self.method.finetune(client, params, finetune.epochs, frozenset(finetune.scope) or ALL)
+            except NonFiniteLoss as problem:
+                if self.on_nan == "stop":
+                    raise
+                with self._lock:
+                    self.warn(number, k, f"scored without fine-tuning: {problem}")
+                return before, before
+            return before, client.correct(tuned, self.test_index[k])

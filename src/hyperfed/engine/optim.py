@@ -1,6 +1,6 @@
 """The local optimiser: SGD with per-role learning rates, and the schedules over rounds."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from math import cos, pi
 
@@ -76,3 +76,35 @@ class Optim:
     def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.SGD:
         """SGD with empty momentum; fused, since a foreach step costs more than it saves on the CPU."""
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+
+    def kind(self, groups: list[dict[str, object]], names: Mapping[int, str]) -> Hashable:
+        """All that tells what a step does, except the learning rates; ``names`` by the tensors' ids."""
+        each = ((tuple(names[id(t)] for t in g["params"]), g["weight_decay"]) for g in groups)  # type: ignore[attr-defined]
+        return (self.momentum, self.nesterov, self.clip, *each)
+
+
+class Standing:
+    """An optimiser on a GPU that stays where it is in memory, learning rates and momentum included, as recorded steps need it."""
+
+    def __init__(self, optim: Optim, groups: list[dict[str, object]], device: torch.device) -> None:
+        self.rates = [torch.zeros((), device=device) for _ in groups]
+        self.sgd = optim.build([{**g, "lr": rate} for g, rate in zip(groups, self.rates, strict=True)], 0.0)
+        self.trained: list[torch.Tensor] = [t for g in groups for t in g["params"]]  # type: ignore[attr-defined]
+        self.momenta = [torch.zeros_like(t) for t in self.trained] if optim.momentum else []
+        for t, m in zip(self.trained, self.momenta, strict=False):
+            self.sgd.state[t]["momentum_buffer"] = m
+        self.sgd.register_step_pre_hook(self._align)
+
+    def begin(self, groups: list[dict[str, object]]) -> torch.optim.SGD:
+        """The optimiser as if new, with the learning rates of ``groups``."""
+        for rate, g in zip(self.rates, groups, strict=True):
+            rate.fill_(g["lr"])  # type: ignore[call-overload]
+        if self.momenta:
+            torch._foreach_zero_(self.momenta)
+        return self.sgd
+
+    def _align(self, *_: object) -> None:
+        """Gradients with their tensor's strides to the letter; of a dimension of one they may differ, and fused SGD refuses that."""
+        for t in self.trained:
+            if t.grad is not None and t.grad.stride() != t.stride():
+                t.grad = t.grad.as_strided(t.shape, t.stride())

@@ -1,6 +1,6 @@
 """The device side of an engine: one model in place, the data as one tensor, and the client that methods see."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from hyperfed.core import ALL, Model, Objective, Params, Role, Scope, Step
 from hyperfed.core.seeds import generator
+from hyperfed.engine.gpu import Body, Gpu, Recorder
 from hyperfed.engine.guard import PerExample
-from hyperfed.engine.optim import Optim
+from hyperfed.engine.optim import Optim, Standing
 from hyperfed.models.network import tensors
 
 PRECISIONS = ("fp32", "bf16")
@@ -62,9 +63,12 @@ class Images:
 
 
 class Workspace:
-    """One model per process: weights are copied in, trained in place and read out; no module is ever built per client."""
+    """One model in place: weights are copied in, trained and read out; no module is ever built per client.
 
-    def __init__(self, model: Model, images: Images, precision: str = "fp32") -> None:
+    On a GPU everything runs on a stream of its own, and steps are replayed where they can be (:mod:`hyperfed.engine.gpu`).
+    """
+
+    def __init__(self, model: Model, images: Images, precision: str = "fp32", gpu: Gpu | None = None) -> None:
         self.model, self.images, self.precision = model, images, precision
         device = images.device
         module = model.module().to(device)
@@ -73,6 +77,25 @@ class Workspace:
         self.names = list(self.live)
         self.tensors = [t.detach() for t in self.live.values()]
         self.has_batch_norm = Role.STATS in model.roles.values()
+        self.recorder = Recorder(device, (gpu or Gpu()).graphs) if device.type == "cuda" else None
+        self._standing: dict[Hashable, Standing] = {}
+
+    def aside(self) -> AbstractContextManager[None]:
+        """The stream that this model is worked on; nothing to change on the CPU."""
+        return nullcontext() if self.recorder is None else self.recorder.aside()
+
+    def run(self, kind: Hashable, body: Body, index: Tensor) -> Tensor:
+        """``body(index)``, replayed where that can be done; see :class:`~hyperfed.engine.gpu.Recorder`."""
+        return body(index) if self.recorder is None else self.recorder(kind, body, index)
+
+    def optimiser(self, optim: Optim, groups: list[dict[str, object]], lr: float) -> tuple[Hashable, torch.optim.SGD]:
+        """An optimiser without history, and what tells it from others. On a GPU it is the same object every time, for replays."""
+        if self.recorder is None:
+            return None, optim.build(groups, lr)
+        kind = optim.kind(groups, {id(t): n for n, t in self.live.items()})
+        if kind not in self._standing:
+            self._standing[kind] = Standing(optim, groups, self.images.device)
+        return kind, self._standing[kind].begin(groups)
 
     def load(self, params: Params) -> None:
         """Copy weights in."""
@@ -147,6 +170,10 @@ class DeviceClient:
         steps: int | None = None,
     ) -> Params:
         """See :class:`~hyperfed.core.Client`. Raises :class:`NonFiniteLoss`."""
+        with self.space.aside():
+            return self._fit(params, objective, train, epochs, steps)
+
+    def _fit(self, params: Params, objective: Objective | None, train: Scope, epochs: int | None, steps: int | None) -> Params:
         space, local = self.space, self.local
         if epochs is None and steps is None:
             epochs, steps = local.epochs, local.steps
@@ -162,25 +189,30 @@ class DeviceClient:
             t.requires_grad_(True)
         if not trained:
             return space.read()
-        optimiser = self.optim.build(groups, self.lr)
-        losses, each = [], self.per_example
-        named = {n: t for n, t in space.live.items() if t.requires_grad}
+        kind, optimiser = space.optimiser(self.optim, groups, self.lr)
+        each, named = self.per_example, {n: t for n, t in space.live.items() if t.requires_grad}
         batches = self._batches(rng, epochs or 0, steps)
         if each is not None:
             batches = each.batches(self.train, local.batch_size, epochs or 0, steps, rng)
-        for index in batches:
+
+        def step(index: Tensor) -> Tensor:
             x, y = space.images.batch(index)
             if each is not None:
                 loss = each.backward(space, named, (x, y), objective, min(local.batch_size, len(self.train)), rng)
             else:
-                step = Step(space.model, space.live, x, y, space.forward, rng)
-                loss = step.loss if objective is None else objective(step)
+                seen = Step(space.model, space.live, x, y, space.forward, rng)
+                loss = seen.loss if objective is None else objective(seen)
                 optimiser.zero_grad()
                 loss.backward()
             if self.optim.clip is not None:
                 nn.utils.clip_grad_norm_(trained, self.optim.clip)
             optimiser.step()
-            losses.append(loss.detach())
+            return loss.detach()
+
+        if each is None and objective is None:  # an objective holds tensors of its own, and noise is drawn anew: no replays
+            losses = [space.run(kind, step, index) for index in batches]
+        else:
+            losses = [step(index) for index in batches]
         self._check(losses, trained)
         return space.read()
 
@@ -194,27 +226,26 @@ class DeviceClient:
             raise NonFiniteLoss(self.k, self.number, int(bad[0]) + 1 if len(bad) else len(losses), self.lr, self.purpose)
         self.losses.append(float(values.mean()))
 
-    @torch.no_grad()
     def mean_loss(self, params: Params) -> Tensor:
         """Mean loss on the held-out part; on the training part where nothing is held out."""
         index = self.held_out if len(self.held_out) else self.train
-        space = self.space
-        space.load(params)
-        space.module.eval()
-        total = torch.zeros((), device=space.images.device)
-        for part in index.split(1024):
-            x, y = space.images.batch(part)
-            total += space.model.loss(space.forward(x), y) * len(part)
-        return (total / len(index)).cpu()
+        loss = self.space.model.loss
+        return (self._total("mean_loss", params, index, 1024, lambda out, y: loss(out, y) * len(y)) / len(index)).cpu()
 
-    @torch.no_grad()
     def correct(self, params: Params, index: Tensor, batch_size: int = 1024) -> int:
         """How many of the samples ``index`` the model gets right."""
+        return int(self._total("correct", params, index, batch_size, lambda out, y: (out.argmax(1) == y).sum()))
+
+    @torch.no_grad()
+    def _total(self, kind: str, params: Params, index: Tensor, batch_size: int, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The sum over batches of ``of`` (output [B, C], labels [B]), the model at rest."""
         space = self.space
-        space.load(params)
-        space.module.eval()
-        hits = torch.zeros((), dtype=torch.int64, device=space.images.device)
-        for part in index.split(batch_size):
+
+        def body(part: Tensor) -> Tensor:
             x, y = space.images.batch(part)
-            hits += (space.forward(x).argmax(1) == y).sum()
-        return int(hits)
+            return of(space.forward(x), y)
+
+        with space.aside():
+            space.load(params)
+            space.module.eval()
+            return sum((space.run(kind, body, part) for part in index.split(batch_size) if len(part)), torch.zeros((), device=index.device))

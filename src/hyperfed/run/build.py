@@ -16,6 +16,7 @@ from hyperfed.core.seeds import derive_seed
 from hyperfed.data import ClientIndices, Dataset, hold_out, load_dataset, partition
 from hyperfed.defences import Setting, make_guard
 from hyperfed.engine.allocator import keep_memory
+from hyperfed.engine.gpu import prepare_gpu
 from hyperfed.engine.guard import Guard
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.round import Engine
@@ -108,6 +109,8 @@ def prepare(config: Config) -> tuple[torch.device, Dataset, Model, Method[Any, A
         torch.set_num_threads(config.threads)
     keep_memory()
     device = choose_device(config.device)
+    if device.type == "cuda":
+        prepare_gpu(device)
     dataset = load_dataset(config.dataset["name"], config.data.root, config.data.cache)
     model = make_model(config, dataset)
     return device, dataset, model, config.build_method(model)
@@ -119,9 +122,11 @@ def local_engine(
     """The in-process engine; ``folder`` is for the clients' states."""
     guard = build_guard(config, method, clients)  # first: a run that is refused leaves no folder
     images = Images(dataset.images, dataset.labels, dataset.mean, dataset.std, device)
+    lanes = config.gpu.lanes if device.type == "cuda" else 1
+    space, *others = (Workspace(method.model, images, config.precision, config.gpu) for _ in range(lanes))
     return LocalEngine(
         method,
-        Workspace(method.model, images, config.precision),
+        space,
         [torch.from_numpy(c.train).to(device) for c in clients],
         [torch.from_numpy(c.test).to(device) for c in clients],
         Store(folder, client_type(method), config.cache_mib * 2**20, str(device)),
@@ -132,6 +137,7 @@ def local_engine(
         frozenset(config.private_init),
         config.on_nan,
         guard,
+        others=others,
     )
 
 

@@ -14,6 +14,7 @@ from hyperfed.core import Method, Role, at_least, invalid, unknown
 from hyperfed.data import DATASETS, PARTITIONS, Partition
 from hyperfed.defences import DEFENCES, Budget, SecAgg
 from hyperfed.engine.flower.settings import Flower
+from hyperfed.engine.gpu import Gpu
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.round import Finetune
 from hyperfed.engine.workspace import Local
@@ -94,6 +95,7 @@ class Config:
     checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
     device: str = "auto"
+    gpu: Gpu = Gpu()
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int | None = None
     cache_mib: int = 256
@@ -173,6 +175,7 @@ for _cls in (
     Local,
     Optim,
     Finetune,
+    Gpu,
     Hypernet,
     *PARTITIONS.values(),
     *ENGINES.values(),
@@ -188,6 +191,7 @@ FREE = (
     "threads",
     "cache_mib",
     "device",
+    "gpu",
     *(f"engine.{n}" for n in ("timeout", "wait", "supernodes", "cpus", "gpus")),
 )
 """Settings that do not change what a run computes: they are not part of its identity and may differ when it is resumed.

@@ -1,0 +1,138 @@
+"""A GPU kept busy: steps recorded once and replayed (CUDA graphs), clients trained side by side on streams of their own.
+
+A step of a small network is hundreds of kernels of a few microseconds each. Started one by one from Python, they leave the GPU idle most
+of the time, and one client's alone do not fill it (figures: benchmarks/README.md). Neither changes what is computed.
+"""
+
+import logging
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from hyperfed.core import invalid
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Body = Callable[[Tensor], Tensor]
+"""Indices of a batch [B] -> a scalar; everything else it reads or changes stays where it is in memory."""
+MOST_RECORDED = 2048
+_recording = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """``graphs``: record and replay steps. ``lanes``: clients that train at the same time, each on a model of its own."""
+
+    graphs: bool = True
+    lanes: int = 4
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1:
+            raise invalid("gpu.lanes", self.lanes, "a whole number >= 1")
+
+
+def prepare_gpu(device: torch.device) -> None:
+    """Work on ``device`` from here on, with kernels that sum in the same order every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.cuda.set_device(device.index or 0)
+
+
+class Recorded(NamedTuple):
+    """A body as a graph: it reads ``batch`` and writes ``result``, wherever they lie."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Tensor
+    result: Tensor
+
+
+class Recorder:
+    """Runs bodies on one stream. The first time a body of some kind and size is run as it is, and then recorded; later it is replayed."""
+
+    def __init__(self, device: torch.device, graphs: bool) -> None:
+        self.stream, self.graphs = torch.cuda.Stream(device), graphs
+        self.pool = torch.cuda.graph_pool_handle() if graphs else None
+        self._recorded: OrderedDict[tuple[Hashable, int], Recorded] = OrderedDict()
+
+    def __call__(self, kind: Hashable, body: Body, index: Tensor) -> Tensor:
+        """``body(index)``. Bodies of the same ``kind`` must do the same to the same memory."""
+        key = (kind, len(index))
+        found = self._recorded.get(key)
+        if found is None:
+            result = body(index)
+            if self.graphs:
+                self._record(key, body)
+            return result
+        self._recorded.move_to_end(key)
+        found.batch.copy_(index)
+        found.graph.replay()
+        return found.result.clone()  # the next graph may write there
+
+    def _record(self, key: tuple[Hashable, int], body: Body) -> None:
+        """Write the kernels down, without running them. Where that cannot be done, bodies are run as they are from now on."""
+        graph, batch = torch.cuda.CUDAGraph(), torch.empty(key[1], dtype=torch.int64, device=self.stream.device)
+        with _recording:
+            try:
+                graph.capture_begin(self.pool, capture_error_mode="thread_local")
+                try:
+                    result = body(batch)
+                finally:
+                    graph.capture_end()
+            except RuntimeError as problem:
+                self.graphs = False
+                log.warning("steps are not recorded (gpu.graphs=false does the same): %s", str(problem).split("\n")[0])
+                return
+        self._recorded[key] = Recorded(graph, batch, result)
+        if len(self._recorded) > MOST_RECORDED:
+            self._recorded.popitem(last=False)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """On this recorder's stream, after what was started before and before what is started afterwards."""
+        outer = torch.cuda.current_stream(self.stream.device)
+        if outer == self.stream:
+            yield
+            return
+        self.stream.wait_stream(outer)
+        with torch.cuda.stream(self.stream):
+            yield
+        outer.wait_stream(self.stream)
+
+
+def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> Iterator[object]:
+    """The results of ``jobs`` in their order; each has a lane to itself while it runs. The jobs are made in the caller's thread.
+
+    A job's tensors belong to its lane's stream: all results are held until the last has been taken, so that none is freed, and its
+    memory used again by a lane at work, while the caller's stream still reads it.
+    """
+    free: SimpleQueue[T] = SimpleQueue()
+    for lane in lanes:
+        free.put(lane)
+
+    def run(job: Callable[[T], object]) -> object:
+        lane = free.get()
+        try:
+            return job(lane)
+        finally:
+            free.put(lane)
+
+    pool, waiting, held = ThreadPoolExecutor(len(lanes)), deque[Future[object]](), list[object]()
+    try:
+        for job in jobs:
+            held += [job, future := pool.submit(run, job)]
+            waiting.append(future)
+            if len(waiting) > 2 * len(lanes):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,210 @@
+"""What keeps a GPU busy changes no number. The tests of the GPU itself need one; those of the lanes and of the optimiser do not."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.problems import tiny_engine, tiny_images, tiny_network
+
+from hyperfed.core import ALL, Round, UserError, flatten
+from hyperfed.engine.gpu import Gpu, prepare_gpu, side_by_side
+from hyperfed.engine.local import LocalEngine
+from hyperfed.engine.optim import Optim, Standing
+from hyperfed.engine.round import Finetune, StopAsked, play
+from hyperfed.engine.workspace import Images, Local, NonFiniteLoss, Workspace
+from hyperfed.methods import METHODS
+from hyperfed.models import HyperModel, Hypernet
+
+SIZES = (20, 23, 30, 17, 20)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def played(name: str, hyper: bool, folder: Path, change: Callable[[LocalEngine], LocalEngine], rounds: int = 3) -> dict[str, Any]:
+    """The server's and the clients' tensors, losses and scores after some rounds, of which the last has another learning rate."""
+    network = tiny_network()
+    method = METHODS[name](HyperModel(network, Hypernet(embedding=4)) if hyper else network, len(SIZES))
+    optim = Optim(lr=0.05, schedule="multistep", milestones=(0.2,))
+    engine = change(tiny_engine(method, folder, SIZES, optim=optim, local=Local(2, 8)))
+    server, out = method.init_server(engine.initial()), dict[str, Any]()
+    everyone = torch.arange(len(SIZES))
+    for number in range(1, rounds + 1):
+        rnd = Round(number, everyone, torch.tensor(SIZES))
+        server, out[f"losses {number}"] = play(method, server, rnd, engine, lambda *a: None)
+        scores = engine.evaluate(rnd, lambda k, rnd=rnd, server=server: method.download(server, rnd, k), Finetune(1, 0.02))
+        out[f"scores {number}"] = list(scores)
+    out |= {f"server {n}": t.cpu() for n, t in flatten(server).items()}
+    return out | {f"{k} {n}": t.cpu() for k in range(len(SIZES)) for n, t in flatten(engine.state(k)).items()}
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name], name
+
+
+def with_lanes(number: int) -> Callable[[LocalEngine], LocalEngine]:
+    def change(engine: LocalEngine) -> LocalEngine:
+        engine.others = [Workspace(engine.method.model, engine.space.images) for _ in range(number - 1)]
+        return engine
+
+    return change
+
+
+@pytest.mark.parametrize(("name", "hyper"), [("fedavg", False), ("fedavg", True), ("fedrep", False), ("fedfomo", False), ("pfedhn", False)])
+def test_clients_side_by_side_leave_the_bits_of_clients_in_turn(name: str, hyper: bool, tmp_path: Path) -> None:
+    assert_same(played(name, hyper, tmp_path / "one", lambda e: e), played(name, hyper, tmp_path / "three", with_lanes(3)))
+
+
+def test_jobs_run_at_the_same_time_and_answer_in_their_order() -> None:
+    met, made_in = threading.Barrier(3, timeout=60), list[str]()
+
+    def jobs() -> Iterator[Callable[[str], tuple[int, str]]]:
+        for i in range(6):
+            made_in.append(threading.current_thread().name)
+
+            def job(lane: str, i: int = i) -> tuple[int, str]:
+                met.wait()  # passes only where three jobs run at once
+                return i, lane
+
+            yield job
+
+    came: list[Any] = list(side_by_side(["a", "b", "c"], jobs()))
+    assert [i for i, _ in came] == list(range(6))
+    assert {lane for _, lane in came[:3]} == {"a", "b", "c"}
+    assert set(made_in) == {threading.current_thread().name}
+
+
+def test_a_diverging_client_among_lanes_is_named_and_the_rest_can_go_on(tmp_path: Path) -> None:
+    warned: list[tuple[int, int]] = []
+
+    def broken(on_nan: str) -> Callable[[LocalEngine], LocalEngine]:
+        def change(engine: LocalEngine) -> LocalEngine:
+            engine = with_lanes(2)(engine)
+            engine.on_nan, engine.warn = on_nan, lambda number, k, text: warned.append((number, k))
+            engine.optim = replace(engine.optim, lr=1e30)
+            return engine
+
+        return change
+
+    with pytest.raises(NonFiniteLoss, match="client 0 is not finite in round 1"):
+        played("fedavg", False, tmp_path / "stop", broken("stop"))
+    played("fedavg", False, tmp_path / "skip", broken("skip"), rounds=1)
+    assert warned == [(1, k) for k in range(len(SIZES))]
+
+
+def test_lanes_stop_between_two_clients(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def change(engine: LocalEngine) -> LocalEngine:
+        engine = with_lanes(2)(engine)
+        engine.stop = lambda: len(asked) > 2 or bool(asked.append(1))
+        return engine
+
+    with pytest.raises(StopAsked):
+        played("fedavg", False, tmp_path, change)
+
+
+def test_a_standing_optimiser_begins_as_if_new() -> None:
+    """Two visits of three steps with one optimiser object end where fresh ones do: no momentum is left, and the rate is new."""
+    optim, start = Optim(lr=0.5, momentum=0.5, weight_decay=0.25), torch.tensor([1.0, -2.0])
+    standing_w, ends = start.clone().requires_grad_(), []
+
+    def visit(sgd: torch.optim.SGD, w: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            w.copy_(start)
+        for _ in range(3):
+            sgd.zero_grad()
+            (0.5 * (w - 3) ** 2).sum().backward()
+            sgd.step()
+        return w.detach().clone()
+
+    def groups(w: torch.Tensor, lr: float) -> list[dict[str, object]]:
+        return [{"params": [w], "lr": lr, "weight_decay": 0.25}]
+
+    standing = Standing(optim, groups(standing_w, 0.5), torch.device("cpu"))
+    for lr in (0.5, 0.125):
+        fresh_w = start.clone().requires_grad_()
+        fresh = visit(optim.build(groups(fresh_w, lr), lr), fresh_w)
+        ends.append(visit(standing.begin(groups(standing_w, lr)), standing_w))
+        assert torch.equal(ends[-1], fresh)
+    assert not torch.equal(*ends)
+
+
+def test_optimisers_are_told_apart_by_all_that_a_step_depends_on() -> None:
+    a, b = torch.zeros(1), torch.zeros(1)
+    names = {id(a): "a", id(b): "b"}
+
+    def kind(optim: Optim, *tensors: torch.Tensor, decay: float = 0.0) -> object:
+        return optim.kind([{"params": list(tensors), "lr": 0.1, "weight_decay": decay}], names)
+
+    kinds = {
+        kind(Optim(), a),
+        kind(Optim(), b),
+        kind(Optim(), a, b),
+        kind(Optim(), a, decay=1.0),
+        kind(Optim(clip=1.0), a),
+        kind(Optim(momentum=0.5), a),
+        kind(Optim(nesterov=False), a),
+    }
+    assert len(kinds) == 7
+    assert kind(Optim(lr=0.1), a) == kind(Optim(lr=0.9), a)  # the rate is a tensor that a recorded step reads
+
+
+def test_no_lanes_are_refused() -> None:
+    with pytest.raises(UserError, match=r"gpu.lanes = 0 is not valid: must be a whole number >= 1"):
+        Gpu(lanes=0)
+
+
+def on_gpu(graphs: bool, lanes: int, precision: str) -> Callable[[LocalEngine], LocalEngine]:
+    def change(engine: LocalEngine) -> LocalEngine:
+        device = torch.device("cuda:0")
+        prepare_gpu(device)
+        own = tiny_images(sum(SIZES))
+        images = Images(own.x.numpy(), own.y.numpy(), (0.3,), (0.2,), device)
+        engine.space, *engine.others = (Workspace(engine.method.model, images, precision, Gpu(graphs)) for _ in range(lanes))
+        engine.train_index = [i.to(device) for i in engine.train_index]
+        engine.test_index = [i.to(device) for i in engine.test_index]
+        return engine
+
+    return change
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "hyper"), [("fedavg", False), ("fedavg", True), ("fedrep", False), ("fedprox", False), ("fedfomo", False)]
+)
+def test_replayed_steps_and_lanes_leave_the_bits_of_plain_steps(name: str, hyper: bool, precision: str, tmp_path: Path) -> None:
+    plain = played(name, hyper, tmp_path / "plain", on_gpu(False, 1, precision))
+    assert_same(plain, played(name, hyper, tmp_path / "again", on_gpu(False, 1, precision)))
+    assert_same(plain, played(name, hyper, tmp_path / "graphs", on_gpu(True, 1, precision)))
+    assert_same(plain, played(name, hyper, tmp_path / "lanes", on_gpu(True, 3, precision)))
+
+
+@needs_gpu
+def test_steps_are_recorded_once_per_size_and_replayed(tmp_path: Path) -> None:
+    engine = on_gpu(True, 1, "fp32")(tiny_engine(METHODS["fedavg"](tiny_network(), len(SIZES)), tmp_path, SIZES, local=Local(2, 8)))
+    client, start = engine.client(0, 1, "train", engine.optim, 0.05), engine.initial()
+    client.fit(start)
+    recorder = engine.space.recorder
+    assert recorder is not None and recorder.graphs
+    assert sorted(size for _, size in recorder._recorded) == [4, 8]
+    with torch.autograd.profiler.profile() as profile:  # a replay calls no convolution
+        client.fit(start, train=ALL)
+    assert not [e.name for e in profile.function_events if "conv" in e.name]
+
+
+@needs_gpu
+def test_the_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
+    """Not to the bit: another order of sums. Three rounds in float32 keep every weight within a thousandth."""
+    ours, theirs = (
+        played("fedavg", False, tmp_path / "gpu", on_gpu(True, 2, "fp32")),
+        played("fedavg", False, tmp_path / "cpu", lambda e: e),
+    )
+    for name, value in ours.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-3)
