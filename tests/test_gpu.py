@@ -73,9 +73,12 @@ def test_jobs_run_at_the_same_time_and_answer_in_their_order() -> None:
             yield job
 
     came: list[Any] = list(side_by_side(["a", "b", "c"], jobs()))
+    threads = {t.ident for t in threading.enumerate() if t.name.startswith("lane-")}
     assert [i for i, _ in came] == list(range(6))
     assert {lane for _, lane in came[:3]} == {"a", "b", "c"}
     assert set(made_in) == {threading.current_thread().name}
+    assert list(side_by_side(["d"], iter([lambda lane: lane]))) == ["d"]
+    assert {t.ident for t in threading.enumerate() if t.name.startswith("lane-")} == threads  # they stay, and serve whoever comes
 
 
 def test_a_diverging_client_among_lanes_is_named_and_the_rest_can_go_on(tmp_path: Path) -> None:

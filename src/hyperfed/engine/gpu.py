@@ -9,9 +9,10 @@ import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
@@ -33,7 +34,7 @@ class Gpu:
     """``graphs``: record and replay steps. ``lanes``: clients that train at the same time, each on a model of its own."""
 
     graphs: bool = True
-    lanes: int = 4
+    lanes: int = 1
 
     def __post_init__(self) -> None:
         if self.lanes < 1:
@@ -108,6 +109,40 @@ class Recorder:
         outer.wait_stream(self.stream)
 
 
+class Workers:
+    """Threads that never end. What cuDNN has planned belongs to the thread it was planned in, and is planned anew, or crashes, where
+    threads come and go (pytorch/pytorch#169153)."""
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[tuple[Callable[[], object], Future[object]]] = SimpleQueue()
+        self._number = 0
+
+    def grow(self, number: int) -> None:
+        """Have so many of them at least."""
+        while self._number < number:
+            threading.Thread(target=self._serve, name=f"lane-{self._number}", daemon=True).start()
+            self._number += 1
+
+    def submit(self, job: Callable[[], object]) -> Future[object]:
+        """Have one of them do it."""
+        future: Future[object] = Future()
+        self._asked.put((job, future))
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            job, future = self._asked.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except BaseException as problem:
+                    future.set_exception(problem)
+            del job, future  # nothing of a run is held until the next
+
+
+WORKERS = Workers()
+
+
 def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> Iterator[object]:
     """The results of ``jobs`` in their order; each has a lane to itself while it runs. The jobs are made in the caller's thread.
 
@@ -117,6 +152,7 @@ def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> Itera
     free: SimpleQueue[T] = SimpleQueue()
     for lane in lanes:
         free.put(lane)
+    WORKERS.grow(len(lanes))
 
     def run(job: Callable[[T], object]) -> object:
         lane = free.get()
@@ -125,14 +161,14 @@ def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> Itera
         finally:
             free.put(lane)
 
-    pool, waiting, held = ThreadPoolExecutor(len(lanes)), deque[Future[object]](), list[object]()
+    waiting, held = deque[Future[object]](), list[object]()
     try:
         for job in jobs:
-            held += [job, future := pool.submit(run, job)]
+            held += [job, future := WORKERS.submit(partial(run, job))]
             waiting.append(future)
             if len(waiting) > 2 * len(lanes):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        wait([future for future in waiting if not future.cancel()])
