@@ -11,6 +11,7 @@ from hyperfed.methods import METHODS
 from hyperfed.models import MODELS, HyperModel, HyperModule, Hypernet, Shape, build_model
 from hyperfed.models.hyper import assemble
 from hyperfed.models.network import Network, kaiming_std
+from hyperfed.models.start import Pace
 
 DATASETS = ("mnist", "fmnist", "cifar10", "cifar100")
 
@@ -171,6 +172,7 @@ def test_widening_share_widens_what_may_travel() -> None:
         (lambda: Hypernet(embedding=0), "hypernet.embedding = 0"),
         (lambda: Hypernet(share=("nrom",)), "hypernet.share = 'nrom'"),
         (lambda: Hypernet(init="kaimng"), "did you mean 'kaiming'"),
+        (lambda: Hypernet(init="kaiming", pace=Pace(bias=1.0)), "hypernet.pace.bias = 1.0 is not valid: must be left out"),
         (lambda: build_model("resnte", Shape(1, 28, 10)), "did you mean 'resnet'"),
         (lambda: build_model("lenet", Shape(1, 8, 10)), "model 'lenet'"),
     ],

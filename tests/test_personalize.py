@@ -93,6 +93,15 @@ def test_the_command_refuses_what_has_no_meaning(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("seed", "novel", "who"), [(1, 1, "join"), (1, 2, "join"), (6, 5, "train")])
+def test_no_accuracy_without_test_data(seed: int, novel: int, who: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With seed 1 the last two of six clients have no test sample, with seed 6 the first has none."""
+    small = ["experiment=pfedhn_novel_digits", "num_clients=6", "data.fraction=0.1", "data.validation=0.02", "threads=1"]
+    assert main(["--novel", str(novel), *small, f"seed={seed}", f"run.dir={tmp_path / 'run'}"]) == 2
+    assert f"--novel = {novel} is not valid: must be such that some clients that {who} have test data" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_question_leaves_the_earlier_answer(tmp_path: Path) -> None:
     small = ["experiment=pfedhn_novel_digits", "rounds=1", "num_clients=6", "local.steps=1", "threads=1", f"run.dir={tmp_path}"]
     for question in (["--novel", "2"], ["--novel", "1"], ["--novel", "2", "--visits", "2"], ["--novel", "2", "--lr", "0.1"]):

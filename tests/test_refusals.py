@@ -38,8 +38,33 @@ def test_a_run_that_is_refused_leaves_no_folder(overrides: list[str], words: str
 
 
 def test_roles_that_the_model_has_are_taken(tmp_path: Path) -> None:
-    Experiment(composed(tmp_path / "a", "finetune.scope=[head]", "private_init=[head,body]"))
+    Experiment(composed(tmp_path / "a", "finetune.scope=[head]", "private_init=[head,body]", "method=local"))
     Experiment(composed(tmp_path / "b", "local.batch_size=1"))  # no batch norm
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        (["private_init=[head]"], "none"),
+        (["private_init=[head,body]", "method=fedper"], "head"),
+        (["private_init=[hyper]", "method=hfn", "model=resnet"], "stem, body, norm, stats, head, embed"),
+        (["private_init=[head]", "method=hfn", "model=resnet", "hypernet.share=[head,stem]"], "body, norm, stats, embed"),
+        (["private_init=[head]", "method=feddyn"], "none"),
+        (["private_init=[body]", "method=pfedhn_pc"], "head"),
+    ],
+)
+def test_initial_tensors_that_no_client_would_use_are_refused(overrides: list[str], kept: str, tmp_path: Path) -> None:
+    """What comes from the server with the first message replaces whatever a client has drawn for itself."""
+    with pytest.raises(UserError, match=rf"private_init = \['\w+'\] is not valid: must be among the roles a client keeps .*: {kept}\."):
+        Experiment(composed(tmp_path / "run", *overrides))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["fedfomo", "pfedla"])
+def test_a_client_that_keeps_its_model_may_start_with_its_own(method: str, tmp_path: Path) -> None:
+    """FedFomo's state is the client's whole model, whatever travels of it."""
+    keeping = ["method.keep_layers=1"] if method == "pfedla" else []
+    Experiment(composed(tmp_path / "run", "private_init=[body,head]", f"method={method}", *keeping))
 
 
 @pytest.mark.parametrize("field", ["run.dir", "run.root"])

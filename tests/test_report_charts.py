@@ -9,12 +9,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hyperfed.report.html import build_page
-from hyperfed.report.html_charts import accuracy_chart, short_names, similarity_chart
+from hyperfed.report.html_charts import accuracy_chart, cost_chart, gains_chart, labels_chart, short_names, similarity_chart
 from hyperfed.report.html_report import section_of
 from hyperfed.report.plots import headed, legend_below, plain_powers
 from hyperfed.report.runs import Detail, RunFiles, read_run
 from hyperfed.report.seeds import Group
 from hyperfed.report.similarity import plot_similarity, separation
+from made_runs import made
 from runs import small_run
 
 
@@ -91,3 +92,20 @@ def test_kernels_in_a_figure_have_a_scale_in_powers_of_ten(hfn: RunFiles, tmp_pa
     path = plot_similarity(cosine, None, tmp_path / "similarity.svg", "HFN")
     written = path.read_text(encoding="utf-8")
     assert "<!-- 6.0e-07 -->" in written and "<!-- 1 -->" in written and "0.5 -->" not in written
+
+
+def test_plotly_shows_names_letter_for_letter(tmp_path: Path) -> None:
+    """It takes <b> in a label for bold and &lt; for a bracket: whatever a run, a role or a class is called is given to it escaped."""
+    name, seen = "<b>bold</b> & more than twenty-four letters", "&lt;b&gt;bold&lt;/b&gt; &amp; more than twenty-four letters"
+    run = made(tmp_path, 1, [7, 9], f"run.name='{name}'", label_counts=[[5, 1], [2, 3]], class_names=["<i>cat", "dog"])
+    run.detail.roles["<u>"] = 3
+    group, other = Group(run.label, (run,)), Group("Other", (made(tmp_path, 1, [6, 8], "method=fedper"),))
+    for chart in (accuracy_chart([group], "rounds"), accuracy_chart([group], "bytes"), gains_chart([group, other], other)):
+        names = [(t["name"], t["hoverlabel"]) for t in chart.traces if "name" in t]
+        assert names and set(map(str, names)) == {str((seen, {"namelength": -1}))}
+    assert gains_chart([other, group], group).layout["yaxis"]["title"]["text"] == f"gain over {seen} (points)"
+    chart = cost_chart([group, other])
+    assert {t["name"] for t in chart.traces} == {"body", "head", "&lt;u&gt;"} and all("<u>" not in t["hovertemplate"] for t in chart.traces)
+    alias = chart.layout["yaxis"]["labelalias"]
+    assert list(alias) == [name] and alias[name].startswith("&lt;b&gt;bold") and "<" not in alias[name]
+    assert labels_chart(run).traces[0]["y"] == ["&lt;i&gt;cat", "dog"]

@@ -1,11 +1,13 @@
 """The data sets: small copies in the real file formats, and one sentence for everything that can be wrong with a file."""
 
 import gzip
+import io
 import json
 import os
 import re
 import struct
 import sys
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hyperfed.core.errors import UserError
-from hyperfed.data import DATASETS, load_dataset, verify_cache
+from hyperfed.data import DATASETS, load_dataset, load_folder, verify_cache
 from small_sets import LABELS, TEST, TRAIN, pixels, refuses, write_idx, write_parquet
 
 
@@ -157,6 +159,56 @@ def test_what_the_hub_library_returns_is_decoded(name, form, small, tmp_path, mo
     assert np.array_equal(found.images, expected) and np.array_equal(found.labels, LABELS)
     monkeypatch.setattr(datasets, "load_dataset", Offline.load_dataset)
     assert np.array_equal(load_dataset(name, cache=tmp_path / "cache").images, expected), "the second start needs no network"
+
+
+def written(save, array):
+    buffer = io.BytesIO()
+    save(buffer, array)
+    return buffer.getvalue()
+
+
+def png_of_16_bits(colour, value):
+    """8x8 pixels of ``value`` in every channel; ``colour`` 0 is grey, 2 is RGB."""
+    row = b"\0" + struct.pack(">H", value) * (8 * (3 if colour == 2 else 1))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, colour, 0, 0, 0)), (b"IDAT", zlib.compress(8 * row)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", png_of_16_bits(2, 300)[:50], png_of_16_bits(2, 300)[:30]], ids=range(4))
+def test_an_own_image_that_is_broken_is_named(content, tmp_path):
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"image '.*a\.png' cannot be read: it is broken or no image\."):
+        load_folder(tmp_path, load_dataset("digits"))
+
+
+def test_grey_images_of_16_bits_are_refused_and_colours_keep_their_upper_8(tmp_path):
+    """Clipped at 255, all but the darkest grey was white. Of a colour 0x2a3b the upper byte is left."""
+    (tmp_path / "3").mkdir()
+    image = tmp_path / "3" / "a.png"
+    image.write_bytes(png_of_16_bits(2, 0x2A3B))
+    assert (load_folder(tmp_path, load_dataset("digits")).images == 0x2A).all()
+    image.write_bytes(png_of_16_bits(0, 300))
+    with pytest.raises(UserError, match=r"image '.*a\.png' has grey values of more than 8 bits"):
+        load_folder(tmp_path, load_dataset("digits"))
+
+
+@pytest.mark.parametrize("broken", ["images.npy", "labels.npy"])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"hello", b"PK\3\4hello", written(np.savez, np.arange(2)), written(np.save, np.arange(2))[:-3]],
+    ids=["missing", "empty", "text", "zip", "archive", "cut off"],
+)
+def test_own_arrays_that_are_broken_are_named(broken, content, tmp_path):
+    digits = load_dataset("digits")
+    np.save(tmp_path / "images.npy", digits.images[:2])
+    np.save(tmp_path / "labels.npy", digits.labels[:2])
+    (tmp_path / broken).unlink()
+    if content is not None:
+        (tmp_path / broken).write_bytes(content)
+    words = f"{broken} is missing, broken or not one array" if content is not None or broken == "labels.npy" else "holds neither"
+    with pytest.raises(UserError, match=f"data '.*'.*{words}"):
+        load_folder(tmp_path, digits)
 
 
 @pytest.mark.skipif("HYPERFED_DATA_ROOT" not in os.environ, reason="HYPERFED_DATA_ROOT is not set")

@@ -81,8 +81,12 @@ def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) 
     known = config.num_clients - novel
     if not 0 < known < config.num_clients:
         raise invalid("--novel", novel, f"between 1 and {config.num_clients - 1}")
+    clients = make_clients(config, dataset)
+    for these, who in ((clients[:known], "that train"), (clients[known:], "that join")):
+        if not any(len(client.test) for client in these):
+            raise invalid("--novel", novel, f"such that some clients {who} have test data: raise data.fraction, or take another")
     method = dataclasses.replace(whole, num_clients=known)
-    engine = local_engine(config, device, dataset, make_clients(config, dataset), method, folder / "states")
+    engine = local_engine(config, device, dataset, clients, method, folder / "states")
     server, rnd = federate(method, engine, config.rounds, config.participation, config.seed, engine.guard)
 
     def accuracy(hits: list[int], clients: range) -> float:

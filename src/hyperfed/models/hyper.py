@@ -45,6 +45,9 @@ class Hypernet:
         for role in self.share:
             if role not in SHARABLE:
                 raise invalid("hypernet.share", role, f"among {', '.join(SHARABLE)}")
+        for name, value in vars(self.pace).items():
+            if self.init != "conditioned" and value != getattr(Pace(), name):
+                raise invalid(f"hypernet.pace.{name}", value, f"left out with hypernet.init={self.init}: it has no gains to set a pace by")
 
 
 def generated(network: nn.Module, tile: int) -> list[tuple[str, nn.Conv2d]]:

@@ -1,6 +1,7 @@
 """The charts of a report: what groups of runs (one per method, several seeds) look like over rounds, over bytes and over clients."""
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,17 @@ WORST = 0.1
 LONG = 24  # letters of a name beside a bar: a phone has room for no more
 AXIS = {"showspikes": False, "zeroline": False}
 ACCURACY = {**AXIS, "title": {"text": "accuracy (%)"}}
+
+
+def literal(text: str) -> str:
+    """As plotly.js shows it letter for letter: in every label and category it takes tags and entities for markup."""
+    return escape(text, quote=False)
+
+
+def named(text: str) -> dict[str, Any]:
+    """A trace's name. Hovering cuts long ones, which must not happen within an entity."""
+    name = literal(text)
+    return {"name": name, "hoverlabel": {"namelength": -1}} if name != text else {"name": name}
 
 
 def listed(values: ArrayLike, digits: int = 3) -> list[float]:
@@ -59,7 +71,7 @@ def accuracy_chart(groups: Sequence[Group], over: str) -> Chart:
             if len(y) > 1:
                 band = {"x": [*listed(x), *listed(x)[::-1]], "y": [*listed(y.max(0)), *listed(y.min(0))[::-1]], "fill": "toself"}
                 traces.append({**band, "type": "scatter", "mode": "none", "hoverinfo": "skip", "meta": meta})
-            traces.append({"type": "scatter", "x": listed(x), "y": listed(y.mean(0)), "name": group.label, "meta": meta, **extra})
+            traces.append({"type": "scatter", "x": listed(x), "y": listed(y.mean(0)), **named(group.label), "meta": meta, **extra})
     title = "Accuracy over rounds" if over == "rounds" else "Accuracy over payload sent"
     axis = {**AXIS, "title": {"text": "round" if over == "rounds" else "payload of all clients so far (MB)"}}
     layout = {
@@ -120,7 +132,7 @@ def _ranked_traces(groups: Sequence[Group], text: str, local: Group | None = Non
                     "marker": {"size": 6, "maxdisplayed": 30},
                 }
                 hover = {"customdata": who, "hovertemplate": "%{customdata}: " + text, "meta": {"method": i, "kind": kind}}
-                traces.append({**mode, "x": listed(x, 2), "y": listed(y, 2), "name": group.label, **hover})
+                traces.append({**mode, "x": listed(x, 2), "y": listed(y, 2), **named(group.label), **hover})
     return traces
 
 
@@ -156,7 +168,7 @@ def clients_chart(groups: Sequence[Group]) -> Chart:
 def gains_chart(groups: Sequence[Group], local: Group) -> Chart:
     """Who gains and who loses against training alone."""
     axis = {**AXIS, "title": {"text": "clients from greatest loss to greatest gain (%)"}, "range": [0, 100]}
-    zero = {"zeroline": True, "zerolinewidth": 2, "title": {"text": f"gain over {local.runs[0].label} (points)"}}
+    zero = {"zeroline": True, "zerolinewidth": 2, "title": {"text": f"gain over {literal(local.runs[0].label)} (points)"}}
     layout = {"xaxis": axis, "yaxis": zero, "showlegend": False, **_tuned_first(groups)}
     alt = f"One curve per method over the clients sorted by gain over {local.label}; the table of clients counts who gains and who loses."
     traces = _ranked_traces(groups, "%{y:+.1f} points", local)
@@ -170,7 +182,7 @@ GAPS = 40
 def labels_chart(run: RunFiles) -> Chart:
     """Samples of each class on each client as a heat map; the longer of clients and classes runs across."""
     counts = np.array(run.detail.label_counts)
-    names = run.detail.class_names or [str(c) for c in range(counts.shape[1])]
+    names = [literal(name) for name in run.detail.class_names] or [str(c) for c in range(counts.shape[1])]
     clients = list(range(len(counts)))
     turned = counts.shape[0] < counts.shape[1]
     grid = counts if turned else counts.T
@@ -241,16 +253,19 @@ def cost_chart(groups: Sequence[Group]) -> Chart:
     ):
         values = [g.runs[0].detail.roles.get(role, 0) for _, g in known]
         meta = {"role": ROLES.index(role) if role in ROLES else len(ROLES), "methods": [i for i, _ in known]}
-        hover = "%{x:,} elements<extra>" + role + "</extra>"
-        bar = {"type": "bar", "orientation": "h", "name": role, "x": values, "y": [g.label for _, g in known], "hovertemplate": hover}
+        hover = "%{x:,} elements<extra>" + literal(role) + "</extra>"
+        bar = {"type": "bar", "orientation": "h", **named(role), "x": values, "y": [g.label for _, g in known], "hovertemplate": hover}
         traces.append({**bar, "meta": meta})
+    names = [g.label for _, g in known]
+    seen = {name: literal(cut) for name, cut in ({n: n for n in names} | short_names(names)).items()}
+    alias = {name: text for name, text in seen.items() if text != name}
     alt = "; ".join(f"{g.label}: " + ", ".join(f"{r} {n:,}" for r, n in g.runs[0].detail.roles.items()) for _, g in known) + "."
     extra = {t["name"] for t in traces} & {"stats", "other"}
     layout = {
         "barmode": "stack",
         "height": 130 + 30 * len(known),
         "xaxis": {"title": {"text": "elements up + down,<br>one client and round"}, "rangemode": "tozero"},
-        "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category", "labelalias": short_names([g.label for _, g in known])},
+        "yaxis": {"autorange": "reversed", "showgrid": False, "type": "category", "labelalias": alias},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "margin": {"t": 34},
         "showlegend": True,

@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import torch
 from pydantic import ConfigDict
 
-from hyperfed.core import Method, Role, at_least, invalid, unknown
+from hyperfed.core import Method, Role, at_least, flatten, invalid, unknown
 from hyperfed.data import DATASETS, PARTITIONS, Partition
 from hyperfed.defences import DEFENCES, Budget, SecAgg
 from hyperfed.engine.flower.settings import Flower
@@ -155,8 +157,13 @@ class Config:
         return settings
 
     def build_method(self, model: Any) -> Method[Any, Any, Any, Any]:
-        """The method over ``model``."""
-        return METHODS[self.method["name"]](model, self.num_clients, **self.method_settings())
+        """The method over ``model``. ``private_init`` is refused for what a client keeps nothing of: there it would have no effect."""
+        method = METHODS[self.method["name"]](model, self.num_clients, **self.method_settings())
+        for role in self.private_init:
+            if not keeps(method, role):
+                kept = ", ".join(r for r in Role if r in set(model.roles.values()) and keeps(method, r)) or "none"
+                raise invalid("private_init", [role.value], f"among the roles a client keeps with method {self.method['name']!r}: {kept}")
+        return method
 
     def method_settings(self) -> dict[str, Any]:
         """The method's own hyper-parameters, of the types its dataclass declares."""
@@ -204,6 +211,13 @@ def _at(config: Any, dotted: str) -> Any:
     for part in dotted.split("."):
         config = getattr(config, part)
     return config
+
+
+def keeps(method: Method[Any, Any, Any, Any], role: Role) -> bool:
+    """Whether a client's state before its first round has anything of the role's tensors in its initial model."""
+    model = method.model
+    marked = {n: torch.full_like(t, nan) if model.roles[n] is role else t for n, t in model.init(0).items()}
+    return any(bool(t.isnan().any()) for t in flatten(method.init_client(marked)).values())
 
 
 def make_config(composed: Mapping[str, Any]) -> Config:
