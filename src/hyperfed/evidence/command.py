@@ -19,7 +19,7 @@ from hyperfed.evidence.sweep import Outcome, Sweep
 from hyperfed.main import EXIT_INTERRUPTED
 from hyperfed.run.config import make_config, writable
 
-OF_THE_MACHINE = ("data.root", "data.cache", "device")
+OF_THE_MACHINE = ("data.root", "data.cache", "device", "gpu.graphs", "gpu.lanes")
 """Settings of :data:`hyperfed.run.config.FREE` that make sense for a whole plan."""
 LISTS = {"dataset": "datasets", "partition": "splits", "method": "methods", "seed": "seeds"}
 EPILOG = """examples:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from hyperfed.run.checkpoint import available
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 120.0
+STARTS = 3
+"""How often a run is started that a signal ends (killed for memory, a crash of a driver): each time it goes on from its checkpoint."""
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Sweep:
     workers: int = 1
     deadline: float | None = None
     progress: Progress = lambda rounds: None
+    _starts: Counter[Cell] = field(default_factory=Counter)
 
     def play(self, cells: Sequence[Cell]) -> Outcome:
         """Run what is missing, in the order of the plan. Stops starting runs at the deadline, and has those under way save and stop."""
@@ -73,7 +77,10 @@ class Sweep:
                 self.progress(over | {w.cell: rounds_done(w.folder) for w in running})
                 for worker in [w for w in running if w.process.poll() is not None]:
                     running.remove(worker)
-                    self._end(worker, out)
+                    if worker.process.returncode < 0 and self._starts[worker.cell] < STARTS:
+                        waiting.insert(0, worker.cell)
+                    else:
+                        self._end(worker, out)
                     os.close(worker.lock)
                 if running:
                     time.sleep(POLL_SECONDS)
@@ -99,6 +106,7 @@ class Sweep:
                 one = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
                 process = subprocess.Popen(command, stdout=log, stderr=log, env=one, pass_fds=[held], preexec_fn=die_with_parent)
             running.append(Worker(cell, folder, process, held))
+            self._starts[cell] += 1
             held = None  # until its result is in the store
         finally:
             if held is not None:
@@ -118,9 +126,13 @@ class Sweep:
     def composed(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """The resolved configuration of the cell's run in ``folder`` on this machine."""
         composed = cell.composed()
-        data = {**composed["data"], **{k.removeprefix("data."): v for k, v in self.free.items() if k.startswith("data.")}}
-        rest = {k: v for k, v in self.free.items() if not k.startswith("data.")}
-        return {**composed, **rest, "data": data, "threads": 1, "run": {**composed["run"], "dir": str(folder)}}
+        for name, value in {**self.free, "threads": 1, "run.dir": str(folder)}.items():
+            *above, last = name.split(".")
+            part = composed
+            for key in above:
+                part = part[key]
+            part[last] = value
+        return composed
 
     def _end(self, worker: Worker, out: Outcome) -> None:
         """Keep a finished run and clear its folder; one that diverged is kept as a failure, anything else only told."""
@@ -140,7 +152,7 @@ class Sweep:
             message = lines[-1].removeprefix("hyperfed: ") if lines else f"exit status {code}"
             if code == EXIT_DIVERGED:
                 self.store.put_failure(worker.cell, message)
-            out.failed[worker.cell] = message if code >= 0 else f"ended by signal {-code}"
+            out.failed[worker.cell] = message if code >= 0 else f"ended by signal {-code} in each of {STARTS} starts"
 
     def _stop(self, running: list[Worker], out: Outcome) -> None:
         """Ask the runs under way to save their last round and stop."""
