@@ -8,6 +8,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,29 @@ def one_round(engine: LocalEngine) -> dict[str, Any]:
     return flatten(server)
 
 
-def what_limits(bare: Bare) -> tuple[int, float]:
-    """Kernels in a step, and the milliseconds that the GPU works on them."""
+KINDS = {  # what a kernel's name holds -> what it is for
+    "wgrad": "convolutions, gradient of the kernels",
+    "dgrad": "convolutions, gradient of the input",
+    "fprop": "convolutions, forward",
+    "convolve": "convolutions, forward",
+    "cudnn": "convolutions, formats",
+    "batch_norm": "batch norm",
+    "multi_tensor": "SGD",
+}
+
+
+def what_limits(bare: Bare) -> tuple[int, dict[str, float]]:
+    """Kernels in a step, and the milliseconds that the GPU works on each kind of them."""
     bare.steps(2)
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
         bare.steps(4)
         torch.cuda.synchronize()
     kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    return len(kernels) // 4, sum(e.device_time for e in kernels) / 4000
+    busy = Counter[str]()
+    for e in kernels:
+        busy[next((what for part, what in KINDS.items() if part in e.name), "the rest, elementwise")] += e.device_time / 4000
+    return len(kernels) // 4, {what: round(ms, 3) for what, ms in busy.most_common()}
 
 
 def measure(name: str, model: Model, lanes: list[int]) -> list[dict[str, Any]]:
@@ -117,6 +132,7 @@ def measure(name: str, model: Model, lanes: list[int]) -> list[dict[str, Any]]:
     plain = steps * BATCH / seconds(lambda: bare.steps(steps))
     kernels, busy = what_limits(bare)
     rows.append({"network": name, "what": "bare loop", "samples_per_second": plain, "kernels_per_step": kernels, "gpu_ms_per_step": busy})
+    print(json.dumps(rows[-1]), flush=True)
     before = None
     for graphs, at_once in [(False, 1), *((True, n) for n in lanes)]:
         clients = 2 if not graphs else 8 if at_once == 1 else 4 * at_once
@@ -175,7 +191,7 @@ def main() -> None:
     table = Table("network", "what", "samples / s", "of the bare loop", "", title=torch.cuda.get_device_name(), title_justify="left")
     for row in rows:
         if row["what"] == "bare loop":
-            note = f"{row['kernels_per_step']} kernels a step, {row['gpu_ms_per_step']:.2f} ms of GPU"
+            note = f"{row['kernels_per_step']} kernels a step, {sum(row['gpu_ms_per_step'].values()):.2f} ms of GPU"
             table.add_row(row["network"], "bare loop", f"{row['samples_per_second']:,.0f}", "1", note)
         else:
             what = f"engine, {'replays' if row['graphs'] else 'no replays'}, lanes {row['lanes']}"
