@@ -6,9 +6,9 @@ from typing import Any
 from hyperfed.core import Traffic
 from hyperfed.evidence import paper
 from hyperfed.evidence.page import completeness
-from hyperfed.evidence.plans import Ask, Cell, over_hypernetwork, plan
+from hyperfed.evidence.plans import HEAD, Ask, Cell, over_hypernetwork, plan
 from hyperfed.evidence.store import Store
-from hyperfed.evidence.tables import Entry, costs, entries, table3, table4
+from hyperfed.evidence.tables import Entry, costs, entries, readings, table3, table4
 from hyperfed.report.runs import Detail, RunFiles
 
 
@@ -68,6 +68,21 @@ def test_table_4_says_where_a_run_ended_below_its_best() -> None:
     over = run_with(config, [(0, 0.1, 0), (2, 0.4, 1_000_000), (4, 0.5, 2_000_000), (8, 0.4, 4_000_000)], [])
     (row,) = table4(dict([entry_of(alone_cell, 1, alone), entry_of(over_hypernetwork(alone_cell), 1, over)])).rows
     assert row[4] == "12 % (8, 2; over HFN fell by 10)"
+
+
+def test_two_readings_of_hfn_are_told_apart() -> None:
+    """All but phi at home, or head and embeddings alone: the second is another run, with trials of its own, beside the paper's one HFN."""
+    cells = plan("readings", Ask("mini", ("cifar10",), ("non-IID",)))
+    assert [c.row for c in cells] == ["FedAvg", "FedPer", "HFN", "HFN"] and len({c.identity for c in cells}) == 4
+    assert cells[:3] == plan("table2", Ask("mini", ("cifar10",), ("non-IID",), ("FedAvg", "FedPer", "HFN")))
+    phi, head = (c.composed() for c in cells[2:])
+    assert (phi["hypernet"]["share"], phi["finetune"]["scope"]) == ([], [])
+    assert (head["hypernet"]["share"], head["finetune"]["scope"]) == (["norm", "stem", "body"], ["head"])
+    assert all(trial.composed()["hypernet"]["share"] == ["norm", "stem", "body"] for trial in cells[3].trials())
+    run = run_with({"seed": 1}, [(8, 0.7, 8)], [])
+    _, _, first, second = readings(dict([entry_of(c, 1, *([run] if HEAD in c.extra else [])) for c in cells])).rows
+    assert first == ["cifar10 non-IID: HFN, all but phi at home", "-", "0 of 1 seeds", "76.8", "-", "-"]
+    assert second == ["cifar10 non-IID: HFN, head and embeddings at home", "70.0", "70.0", "76.8", "-6.8", "100"]
 
 
 def test_a_spread_is_the_sample_deviation() -> None:

@@ -28,6 +28,7 @@ TITLES = {
     "table4": "Table 4: methods over the hypernetwork",
     "fig3": "Figure 3: do clients with like data get like kernels?",
     "fig5": "Figure 5: accuracy and traffic over the size of the embeddings",
+    "readings": "What HFN's clients keep at home: two readings of the paper",
 }
 
 
@@ -41,6 +42,8 @@ def result(experiment: str, found: dict[Cell, Entry], pictures: Path, kind: str 
             table = tables.table3(found)
         case "table4":
             return [tables.table4(found)], []
+        case "readings":
+            return [tables.readings(found)], []
         case "fig3":
             picture, alt = figures.fig3(found, pictures / f"fig3.{kind}"), "heat maps of the similarity of generated kernels, groups framed"
             table = figures.fig3_table(found)

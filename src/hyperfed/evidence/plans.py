@@ -43,6 +43,8 @@ TABLE2 = {  # the papers' names, in their order
 TABLE3 = tuple(name for name in TABLE2 if name not in ("Centre", "Local"))
 TABLE4 = ("FedAvg", "FedProx", "FedDyn", "FedBN", "pFedLA", "FedFomo")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+HEAD = "hyper=hfn_head"
+"""HFN whose clients keep head and embeddings alone: with it, what Table 2's HFN keeps at home besides travels, too."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,28 @@ def fig5(ask: Ask) -> list[Cell]:
     return [replace(c, experiment="fig5", extra=(f"hypernet.embedding={size}",)) for c in cells for size in SIZES]
 
 
-ROWS = {"table2": tuple(TABLE2), "table3": TABLE3, "table4": TABLE4, "fig3": ("HFN",), "fig5": ("HFN",)}
-PLANS: dict[str, Callable[[Ask], list[Cell]]] = {"table2": table2, "table3": table3, "table4": table4, "fig3": fig3, "fig5": fig5}
+def readings(ask: Ask) -> list[Cell]:
+    """HFN by both readings of what its clients keep, beside FedAvg and FedPer: all but the second HFN are Table 2's runs."""
+    cells = ask.cells(ROWS["readings"], DATASETS, tuple(SPLITS))
+    return [one for cell in cells for one in ((cell, replace(cell, extra=(HEAD,))) if cell.row == "HFN" else (cell,))]
+
+
+ROWS = {
+    "table2": tuple(TABLE2),
+    "table3": TABLE3,
+    "table4": TABLE4,
+    "fig3": ("HFN",),
+    "fig5": ("HFN",),
+    "readings": ("FedAvg", "FedPer", "HFN"),
+}
+PLANS: dict[str, Callable[[Ask], list[Cell]]] = {
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "fig3": fig3,
+    "fig5": fig5,
+    "readings": readings,
+}
 
 
 def plan(name: str, ask: Ask) -> list[Cell]:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from hyperfed.evidence import paper
-from hyperfed.evidence.plans import TABLE2, Cell
+from hyperfed.evidence.plans import HEAD, TABLE2, Cell
 from hyperfed.evidence.store import Store, same_version
 from hyperfed.evidence.sweep import rounds_done
 from hyperfed.report.html import Table
@@ -136,6 +136,21 @@ def table2(found: dict[Cell, Entry]) -> list[Table]:
         columns = ["method", *(f"{split}: {what}" for split in splits for what in ("ours", "paper", "difference", "learning rate"))]
         tables.append(Table(f"Table 2, {data}", columns, rows, f"{ACCURACY} {SPREAD}"))
     return tables
+
+
+def readings(found: dict[Cell, Entry]) -> Table:
+    """HFN by both readings of its paper, cell by cell."""
+    rows = []
+    for cell, entry in found.items():
+        name = cell.row if cell.row != "HFN" else "HFN, head and embeddings at home" if HEAD in cell.extra else "HFN, all but phi at home"
+        theirs = paper.accuracy(cell.row, cell.dataset, cell.split)
+        gap = None if entry.mean is None or theirs is None else entry.mean - theirs
+        before = spread([100 * run.last["before"]["weighted"] for run in entry.runs]) + entry.mark if entry.runs else "-"
+        elements = f"{entry.runs[0].per_round.trainable:,}" if entry.runs else "-"
+        rows.append([f"{cell.dataset} {cell.split}: {name}", before, entry.text, number(theirs), number(gap, sign=True), elements])
+    note = f"{ACCURACY.replace(' after fine-tuning', '')} {SPREAD} Elements: trained parameters up and down of one client in one round."
+    columns = ["cell and method", "before fine-tuning", "after", "paper", "difference", "elements / client, round"]
+    return Table("HFN: what is private?", columns, rows, note)
 
 
 def costs(run: RunFiles) -> dict[int, tuple[float, int]]:
