@@ -2,15 +2,15 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.problems import tiny_engine, tiny_images, tiny_network
 
-from hyperfed.core import ALL, Round, UserError, flatten
+from hyperfed.core import ALL, Role, Round, UserError, flatten
 from hyperfed.engine.gpu import Gpu, prepare_gpu, side_by_side
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.optim import Optim, Standing
@@ -18,6 +18,7 @@ from hyperfed.engine.round import Finetune, StopAsked, play
 from hyperfed.engine.workspace import Images, Local, NonFiniteLoss, Workspace
 from hyperfed.methods import METHODS
 from hyperfed.models import HyperModel, Hypernet
+from problems import tiny_engine, tiny_images, tiny_network
 
 SIZES = (20, 23, 30, 17, 20)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -34,7 +35,7 @@ def played(name: str, hyper: bool, folder: Path, change: Callable[[LocalEngine],
     for number in range(1, rounds + 1):
         rnd = Round(number, everyone, torch.tensor(SIZES))
         server, out[f"losses {number}"] = play(method, server, rnd, engine, lambda *a: None)
-        scores = engine.evaluate(rnd, lambda k, rnd=rnd, server=server: method.download(server, rnd, k), Finetune(1, 0.02))
+        scores = engine.evaluate(rnd, lambda k, rnd=rnd, server=server: method.download(server, rnd, k), Finetune(1, 0.03125))
         out[f"scores {number}"] = list(scores)
     out |= {f"server {n}": t.cpu() for n, t in flatten(server).items()}
     return out | {f"{k} {n}": t.cpu() for k in range(len(SIZES)) for n, t in flatten(engine.state(k)).items()}
@@ -54,7 +55,18 @@ def with_lanes(number: int) -> Callable[[LocalEngine], LocalEngine]:
     return change
 
 
-@pytest.mark.parametrize(("name", "hyper"), [("fedavg", False), ("fedavg", True), ("fedrep", False), ("fedfomo", False), ("pfedhn", False)])
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [
+        ("fedavg", False),
+        ("fedavg", True),
+        ("fedrep", False),
+        ("fedfomo", False),
+        ("pfedhn", False),
+        ("perfedavg", False),
+        ("perfedavg", True),
+    ],
+)
 def test_clients_side_by_side_leave_the_bits_of_clients_in_turn(name: str, hyper: bool, tmp_path: Path) -> None:
     assert_same(played(name, hyper, tmp_path / "one", lambda e: e), played(name, hyper, tmp_path / "three", with_lanes(3)))
 
@@ -157,12 +169,56 @@ def test_optimisers_are_told_apart_by_all_that_a_step_depends_on() -> None:
     assert kind(Optim(lr=0.1), a) == kind(Optim(lr=0.9), a)  # the rate is a tensor that a recorded step reads
 
 
-def test_no_lanes_are_refused() -> None:
-    with pytest.raises(UserError, match=r"gpu.lanes = 0 is not valid: must be a whole number >= 1"):
-        Gpu(lanes=0)
+@pytest.mark.parametrize("lanes", [0, 33])
+def test_numbers_of_lanes_that_cannot_be_are_refused(lanes: int) -> None:
+    with pytest.raises(UserError, match=rf"gpu.lanes = {lanes} is not valid: must be a whole number from 1 to 32"):
+        Gpu(lanes=lanes)
 
 
-def on_gpu(graphs: bool, lanes: int, precision: str) -> Callable[[LocalEngine], LocalEngine]:
+class Replays:
+    """What a recorder does, without a GPU: the first body of a kind and size is kept, and called in the place of every later one."""
+
+    def __init__(self, space: Workspace) -> None:
+        self.space, self.replayed = space, 0
+        self.kept: dict[Any, tuple[Callable[[torch.Tensor], torch.Tensor], bool]] = {}
+
+    def aside(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def __call__(self, kind: Any, body: Callable[[torch.Tensor], torch.Tensor], index: torch.Tensor) -> torch.Tensor:
+        if kind is None:
+            return body(index)
+        key, training = (kind, len(index)), self.space.module.training
+        self.replayed += key in self.kept
+        kept, then = self.kept.setdefault(key, (body, training))
+        assert then == training
+        return kept(index)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"clip": 0.5}, {"momentum": 0.0, "nesterov": False}, {"lr_scale": {Role.HEAD: 0.5, Role.STEM: 0.0}}]
+)
+@pytest.mark.parametrize(
+    ("name", "hyper"), [("fedavg", False), ("fedavg", True), ("fedrep", False), ("fedbabu", False), ("fedfomo", False), ("fedgen", False)]
+)
+def test_the_first_step_of_a_kind_stands_for_all_of_them(name: str, hyper: bool, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever round, client, scope or learning rate a body was made for: another of its kind would have done the same."""
+
+    def change(engine: LocalEngine) -> LocalEngine:  # rates that float32 holds exactly, as recorded steps read them from a tensor
+        engine.optim = Optim(**{"lr": 0.0625, "schedule": "multistep", "milestones": (0.2,), "gamma": 0.5, **settings})
+        return engine
+
+    def replaying(engine: LocalEngine) -> LocalEngine:
+        engine.space.recorder = replays = Replays(engine.space)  # type: ignore[assignment]
+        made.append(replays)
+        return change(engine)
+
+    made: list[Replays] = []
+    assert_same(played(name, hyper, tmp_path / "plain", change), played(name, hyper, tmp_path / "replays", replaying))
+    assert made[0].replayed > 30
+
+
+def on_gpu(graphs: bool, lanes: int, precision: str, made: list[LocalEngine] | None = None) -> Callable[[LocalEngine], LocalEngine]:
     def change(engine: LocalEngine) -> LocalEngine:
         device = torch.device("cuda:0")
         prepare_gpu(device)
@@ -171,6 +227,8 @@ def on_gpu(graphs: bool, lanes: int, precision: str) -> Callable[[LocalEngine], 
         engine.space, *engine.others = (Workspace(engine.method.model, images, precision, Gpu(graphs)) for _ in range(lanes))
         engine.train_index = [i.to(device) for i in engine.train_index]
         engine.test_index = [i.to(device) for i in engine.test_index]
+        if made is not None:
+            made.append(engine)
         return engine
 
     return change
@@ -184,8 +242,20 @@ def on_gpu(graphs: bool, lanes: int, precision: str) -> Callable[[LocalEngine], 
 def test_replayed_steps_and_lanes_leave_the_bits_of_plain_steps(name: str, hyper: bool, precision: str, tmp_path: Path) -> None:
     plain = played(name, hyper, tmp_path / "plain", on_gpu(False, 1, precision))
     assert_same(plain, played(name, hyper, tmp_path / "again", on_gpu(False, 1, precision)))
-    assert_same(plain, played(name, hyper, tmp_path / "graphs", on_gpu(True, 1, precision)))
-    assert_same(plain, played(name, hyper, tmp_path / "lanes", on_gpu(True, 3, precision)))
+    for lanes in (1, 3):
+        made: list[LocalEngine] = []
+        assert_same(plain, played(name, hyper, tmp_path / str(lanes), on_gpu(True, lanes, precision, made)))
+        for space in (made[0].space, *made[0].others):
+            assert space.recorder is not None and space.recorder.graphs and space.recorder.recorded, "nothing was replayed"
+
+
+@needs_gpu
+def test_what_is_recorded_last_is_kept_and_the_bits_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = played("fedavg", False, tmp_path / "plain", on_gpu(False, 1, "fp32"))
+    monkeypatch.setattr("hyperfed.engine.gpu.MOST_RECORDED", 2)
+    made: list[LocalEngine] = []
+    assert_same(plain, played("fedavg", False, tmp_path / "two", on_gpu(True, 1, "fp32", made)))
+    assert made[0].space.recorder is not None and len(made[0].space.recorder.recorded) == 2
 
 
 @needs_gpu
@@ -195,7 +265,7 @@ def test_steps_are_recorded_once_per_size_and_replayed(tmp_path: Path) -> None:
     client.fit(start)
     recorder = engine.space.recorder
     assert recorder is not None and recorder.graphs
-    assert sorted(size for _, size in recorder._recorded) == [4, 8]
+    assert sorted(size for _, size in recorder.recorded) == [4, 8]
     with torch.autograd.profiler.profile() as profile:  # a replay calls no convolution
         client.fit(start, train=ALL)
     assert not [e.name for e in profile.function_events if "conv" in e.name]

@@ -57,5 +57,5 @@ def test_settings_of_the_machine_reach_the_runs_and_change_nothing_else(tmp_path
 
 
 def test_a_mistake_in_a_setting_of_the_machine_is_told_before_the_first_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gpu.lanes = 0 is not valid: must be a whole number >= 1"):
+    with pytest.raises(UserError, match=r"gpu.lanes = 0 is not valid: must be a whole number from 1 to 32"):
         main(["table2", "scale=smoke", "dataset=digits", "gpu.lanes=0", "--results", str(tmp_path / "r"), "--work", str(tmp_path / "w")])

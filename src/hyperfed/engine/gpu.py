@@ -1,7 +1,7 @@
 """A GPU kept busy: steps recorded once and replayed (CUDA graphs), clients trained side by side on streams of their own.
 
 A step of a small network is hundreds of kernels of a few microseconds each. Started one by one from Python, they leave the GPU idle most
-of the time, and one client's alone do not fill it (figures: benchmarks/README.md). Neither changes what is computed.
+of the time, and one client's alone do not fill it (figures: benchmarks/README.md). With or without either the bits are the same.
 """
 
 import logging
@@ -25,8 +25,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Body = Callable[[Tensor], Tensor]
 """Indices of a batch [B] -> a scalar; everything else it reads or changes stays where it is in memory."""
-MOST_RECORDED = 2048
-_recording = threading.Lock()
+MOST_RECORDED = 512
+MOST_LANES = 32
+"""PyTorch hands out so many streams."""
+_giving = threading.Lock()
+"""Held while work is given to the GPU, which works on many lanes' at once: all backward passes of a process are given by one thread of
+autograd, whose cuDNN and cuBLAS handles would otherwise go back and forth between a lane that records and one that does not."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Gpu:
     lanes: int = 1
 
     def __post_init__(self) -> None:
-        if self.lanes < 1:
-            raise invalid("gpu.lanes", self.lanes, "a whole number >= 1")
+        if not 1 <= self.lanes <= MOST_LANES:
+            raise invalid("gpu.lanes", self.lanes, f"a whole number from 1 to {MOST_LANES}")
 
 
 def prepare_gpu(device: torch.device) -> None:
@@ -62,39 +66,40 @@ class Recorder:
     def __init__(self, device: torch.device, graphs: bool) -> None:
         self.stream, self.graphs = torch.cuda.Stream(device), graphs
         self.pool = torch.cuda.graph_pool_handle() if graphs else None
-        self._recorded: OrderedDict[tuple[Hashable, int], Recorded] = OrderedDict()
+        self.recorded: OrderedDict[tuple[Hashable, int], Recorded] = OrderedDict()
+        self._broken: list[torch.cuda.CUDAGraph] = []
 
     def __call__(self, kind: Hashable, body: Body, index: Tensor) -> Tensor:
-        """``body(index)``. Bodies of the same ``kind`` must do the same to the same memory."""
+        """``body(index)``. Bodies of the same ``kind`` must do the same to the same memory; those of kind None are never replayed."""
         key = (kind, len(index))
-        found = self._recorded.get(key)
-        if found is None:
-            result = body(index)
-            if self.graphs:
-                self._record(key, body)
-            return result
-        self._recorded.move_to_end(key)
-        found.batch.copy_(index)
-        found.graph.replay()
-        return found.result.clone()  # the next graph may write there
+        with _giving:
+            if (found := self.recorded.get(key)) is None:
+                result = body(index)
+                if self.graphs and kind is not None:
+                    self._record(key, body)
+                return result
+            self.recorded.move_to_end(key)
+            found.batch.copy_(index)
+            found.graph.replay()
+            return found.result.clone()  # the next graph may write there
 
     def _record(self, key: tuple[Hashable, int], body: Body) -> None:
         """Write the kernels down, without running them. Where that cannot be done, bodies are run as they are from now on."""
         graph, batch = torch.cuda.CUDAGraph(), torch.empty(key[1], dtype=torch.int64, device=self.stream.device)
-        with _recording:
+        try:
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")
             try:
-                graph.capture_begin(self.pool, capture_error_mode="thread_local")
-                try:
-                    result = body(batch)
-                finally:
-                    graph.capture_end()
-            except RuntimeError as problem:
-                self.graphs = False
-                log.warning("steps are not recorded (gpu.graphs=false does the same): %s", str(problem).split("\n")[0])
-                return
-        self._recorded[key] = Recorded(graph, batch, result)
-        if len(self._recorded) > MOST_RECORDED:
-            self._recorded.popitem(last=False)
+                result = body(batch)
+            finally:
+                graph.capture_end()
+        except RuntimeError as problem:
+            self.graphs = False
+            self._broken.append(graph)  # the allocator may still ask it which stream it recorded
+            log.warning("steps are not recorded (gpu.graphs=false does the same): %s", str(problem).split("\n")[0])
+            return
+        self.recorded[key] = Recorded(graph, batch, result)
+        if len(self.recorded) > MOST_RECORDED:
+            self.recorded.popitem(last=False)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -104,14 +109,15 @@ class Recorder:
             yield
             return
         self.stream.wait_stream(outer)
-        with torch.cuda.stream(self.stream):
-            yield
-        outer.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            outer.wait_stream(self.stream)
 
 
 class Workers:
-    """Threads that never end. What cuDNN has planned belongs to the thread it was planned in, and is planned anew, or crashes, where
-    threads come and go (pytorch/pytorch#169153)."""
+    """Threads that never end: what cuDNN has planned belongs to the thread it was planned in, and to plan it again takes long."""
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[tuple[Callable[[], object], Future[object]]] = SimpleQueue()

@@ -46,6 +46,7 @@ class LocalEngine:
     _lock: Any = field(default_factory=Lock)
     _initial: Params | None = None
     _staged: dict[int, Any] = field(default_factory=dict)
+    _before: list[Any] = field(default_factory=list)  # states that lanes still read: their memory must not be used again
 
     @property
     def device(self) -> str:
@@ -112,6 +113,7 @@ class LocalEngine:
     def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
         """See :class:`~hyperfed.engine.round.Engine`. Raises StopAsked between two clients when asked to stop."""
         self._staged.clear()
+        self._before.clear()
         ids = rnd.ids.tolist()
         for k, came in zip(ids, self._each(ids, lambda k: partial(self._try, k, rnd.number, download(k))), strict=True):
             if isinstance(came, NonFiniteLoss):
@@ -133,7 +135,10 @@ class LocalEngine:
         space = space or self.space
         with space.aside():
             client = self.client(k, number, "train", self.optim, self.optim.rate(number, self.rounds), space)
-            state, upload = self.method.client_update(client, self.state(k), down)
+            state = self.state(k)
+            if self.others:
+                self._before.append(state)
+            state, upload = self.method.client_update(client, state, down)
             loss = sum(client.losses) / len(client.losses) if client.losses and self.guard.sends_loss else float("nan")
             return state, Reply(k, self.guard.protect(number, k, down, upload), loss)
 
@@ -142,6 +147,7 @@ class LocalEngine:
         for k, state in self._staged.items():
             self.store.put(k, state, number)
         self._staged.clear()
+        self._before.clear()
 
     def evaluate(self, rnd: Round, download: Callable[[int], Any], finetune: Finetune | None) -> Iterator[Score]:
         """See :class:`~hyperfed.engine.round.Engine`."""

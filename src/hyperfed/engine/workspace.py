@@ -209,10 +209,9 @@ class DeviceClient:
             optimiser.step()
             return loss.detach()
 
-        if each is None and objective is None:  # an objective holds tensors of its own, and noise is drawn anew: no replays
-            losses = [space.run(kind, step, index) for index in batches]
-        else:
-            losses = [step(index) for index in batches]
+        if each is not None or objective is not None:
+            kind = None  # an objective holds tensors of its own, and noise is drawn anew: no replays
+        losses = [space.run(kind, step, index) for index in batches]
         self._check(losses, trained)
         return space.read()
 

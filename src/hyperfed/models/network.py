@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +103,15 @@ class Network:
         return nn.functional.cross_entropy(output, y)
 
 
+_calling = Lock()
+
+
 def pure_call(module: nn.Module, roles: dict[str, Role], params: Params, x: Tensor, train: bool) -> tuple[Tensor, Params]:
-    """Call ``module`` with the tensors of ``params``; its running statistics are copied first, since batch norm writes to them."""
+    """Call ``module`` with the tensors of ``params``; its running statistics are copied first, since batch norm writes to them.
+
+    One thread at a time: while the call lasts, the module holds these tensors.
+    """
     stats = {n: t.detach().clone() if train else t for n, t in params.items() if roles.get(n) is Role.STATS}
-    module.train(train)
-    return functional_call(module, {**params, **stats}, (x,)), stats
+    with _calling:
+        module.train(train)
+        return functional_call(module, {**params, **stats}, (x,)), stats

@@ -109,8 +109,6 @@ def prepare(config: Config) -> tuple[torch.device, Dataset, Model, Method[Any, A
         torch.set_num_threads(config.threads)
     keep_memory()
     device = choose_device(config.device)
-    if device.type == "cuda":
-        prepare_gpu(device)
     dataset = load_dataset(config.dataset["name"], config.data.root, config.data.cache)
     model = make_model(config, dataset)
     return device, dataset, model, config.build_method(model)
@@ -121,6 +119,8 @@ def local_engine(
 ) -> LocalEngine:
     """The in-process engine; ``folder`` is for the clients' states."""
     guard = build_guard(config, method, clients)  # first: a run that is refused leaves no folder
+    if device.type == "cuda":
+        prepare_gpu(device)
     images = Images(dataset.images, dataset.labels, dataset.mean, dataset.std, device)
     lanes = config.gpu.lanes if device.type == "cuda" else 1
     space, *others = (Workspace(method.model, images, config.precision, config.gpu) for _ in range(lanes))

@@ -21,6 +21,7 @@ from hyperfed.engine.flower.grid import InProcessGrid
 from hyperfed.engine.flower.nodes import Carrier, Nodes
 from hyperfed.engine.flower.settings import Flower
 from hyperfed.engine.flower.wire import Wire
+from hyperfed.engine.gpu import Gpu
 from hyperfed.engine.guard import Guard
 from hyperfed.engine.store import Store
 from hyperfed.engine.workspace import DeviceClient, Images, Local, Workspace
@@ -127,7 +128,7 @@ def rehearse(config: Config, device: torch.device, dataset: Dataset, method: Met
     index = torch.arange(REHEARSED, device=device)
     held = round(method.validation * REHEARSED)
     local = Local(epochs=1, batch_size=REHEARSED)
-    space = Workspace(method.model, images)
+    space = Workspace(method.model, images, gpu=Gpu(graphs=False))
     client = DeviceClient(space, 0, index[held:], index[:held], 0, 0, 1e-9, config.optim, local, "rehearsal")
     state = method.init_client(initial_params(config, method.model, device))
     return guard.form(method.client_update(client, state, down)[1])
