@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from hyperfed.cli import main
 from hyperfed.report.comparison import measures, published
@@ -14,6 +15,7 @@ from hyperfed.report.html_report import report
 from hyperfed.report.plots import plot_accuracy
 from hyperfed.report.runs import Detail, RunFiles, keep
 from hyperfed.report.seeds import group_by_seed
+from hyperfed.report.tables import row, terminal_table
 from made_runs import made
 
 
@@ -29,6 +31,19 @@ def test_a_seed_that_is_not_finished_stops_no_report(tmp_path: Path) -> None:
     report([keep(run, tmp_path / "kept") for run in runs], tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text()
     assert "At the last evaluation, before fine-tuning" in text and "Accuracy of every client, seed 1, before fine-tuning" in text
+
+
+def test_in_80_columns_names_give_way_and_numbers_do_not(tmp_path: Path) -> None:
+    """A long name, and an unfinished run whose rounds stand behind its own."""
+    shared = made(tmp_path, 1, [7, 9], "method=hfn", "hyper=hfn_head")
+    cut = made(tmp_path, 2, [7, 9])
+    cut = replace(cut, evaluations=cut.evaluations[:2])
+    out = Console(width=80, record=True, highlight=False)
+    out.print(terminal_table([shared, cut]))
+    text = out.export_text()
+    assert "…" not in text and "norm+stem+" in text and "FedAvg (1 of" in text
+    numbers = [cell.removesuffix(" %") for run in (shared, cut) for cell in row(run)[1:-1]]
+    assert all(cell in text for cell in numbers) and len(numbers) == 16
 
 
 @pytest.mark.parametrize(("clients", "gap"), [(20, 1), (300, None)])
@@ -68,7 +83,8 @@ def test_a_name_is_shown_as_it_is(name: str, tmp_path: Path, capsys: pytest.Capt
     assert text.replace("\u200b", "").replace(r"\$", "$") == name and not text.startswith("_")
     path = keep(run, tmp_path / "kept")
     assert main(["compare", str(path), "-o", str(tmp_path / "out")]) == 0
-    assert name in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in name.split()), "a long name is folded between its words"
     [line] = [x for x in (tmp_path / "out/comparison.md").read_text().splitlines() if x.startswith("| ") and "before" not in x]
     assert line.startswith(f"| {name.replace('|', chr(92) + '|')} |")
 

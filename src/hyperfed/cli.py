@@ -76,6 +76,11 @@ def _list() -> None:
     sections = {
         "methods (method=)": {"hfn": "HyperFedNet: FedAvg over a hypernetwork (method=fedavg hyper=hfn)."}
         | {n: _first_line(c) for n, c in METHODS.items()},
+        "hypernetworks (hyper=)": {
+            "none": "The network's own weights are trained.",
+            "hfn": "HFN: 3x3 kernels are generated, only the hypernetwork travels.",
+            "hfn_head": "HFN whose clients keep head and embeddings alone; the head alone is fine-tuned.",
+        },
         "models (model=)": {n: _first_line(b) for n, b in MODELS.items()},
         "data sets (dataset=)": {n: s.description for n, s in DATASETS.items()},
         "partitions (partition=)": {n: _first_line(c) for n, c in PARTITIONS.items()},

@@ -87,7 +87,7 @@ def terminal_table(runs: Sequence[RunFiles]) -> Table:
         title=escape(title(runs)), caption=NOTE, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     for i, name in enumerate(HEADINGS):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")  # names give way, numbers do not
     private = any("privacy" in run.last for run in runs)
     if private:
         table.add_column("privacy", justify="right")
