@@ -180,6 +180,8 @@ def main() -> None:
     parser.add_argument("--load", type=float, help="seconds")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no GPU is available to torch here")
     torch.set_num_threads(1)
     prepare_gpu(DEVICE)
     if given.load:
