@@ -134,7 +134,21 @@ def causes() -> str:
     return f"{markdown(columns, rows)}\n{ACCURACY.replace(' after fine-tuning', '')} Before and after fine-tuning; one seed.\n"
 
 
+def trials_at_paper_scale() -> str:
+    """docs/evidence.md: learning rates tried at the paper's scale, on a validation part; no result of Table 2."""
+    rows = []
+    for run in kept("evidence/paper"):
+        if run.config["data"]["validation"] is not None:
+            optim, where = run.config["optim"], f"{run.config['dataset']['name']} {run.config['partition']['name']}"
+            rate = f"{optim['lr']:g}, {optim['schedule']}"
+            numbers = [f"{100 * run.last[kind]['weighted']:.1f}" for kind in ("before", "after")]
+            rows.append([f"{run.label}, {where}", rate, str(run.last["round"]), *numbers, run.facts["hardware"]["device"]])
+    columns = ["method and cell", "learning rate", "rounds", "before fine-tuning", "after", "device"]
+    return f"{markdown(columns, rows)}\n{ACCURACY.replace(' after fine-tuning', '').replace(' test ', ' validation ')}\n"
+
+
 BLOCKS = {
+    "trials_paper": trials_at_paper_scale,
     "causes": causes,
     "before_and_after": before_and_after,
     "quickstart": quickstart,
@@ -149,6 +163,8 @@ BLOCKS = {
     "table3_mini": lambda: evidence("table3", Ask("mini")),
     "table4_mini": lambda: evidence("table4", Ask("mini", ("cifar10",))),
     "readings_mini": lambda: evidence("readings", Ask("mini", ("cifar10", "cifar100"))),
+    "readings_seeds": lambda: evidence("readings", Ask("mini", ("cifar10",), ("non-IID",), seeds=(1, 2, 3))),
+    "readings_cifar10": lambda: evidence("readings", Ask("mini", ("cifar10",))),
     "fig3_mini": lambda: evidence("fig3", Ask("mini")),
     "fig5_mini": lambda: evidence("fig5", Ask("mini", ("mnist", "cifar10"))),
     "defences_digits": defences_digits,

@@ -41,6 +41,8 @@ def holds(folder: Path, identity: str, name: str = "run.dir") -> bool:
 def begin(folder: Path, identity: str, method: Method[Any, Any, Any, Any], device: str) -> None:
     """Write ``run.json``."""
     hardware = {"machine": platform.machine(), "threads": torch.get_num_threads(), "device": device}
+    if device.startswith("cuda"):
+        hardware["gpu"] = torch.cuda.get_device_name(device)
     write_json(folder / "run.json", {"identity": identity, "versions": versions(method), "hardware": hardware, "name": folder.name})
 
 
