@@ -118,10 +118,10 @@ def test_a_client_whose_training_breaks_is_a_dropout(tmp_path: Path, monkeypatch
     """Its masks are taken off by the others, and the mean is that of the others."""
     turn = LocalEngine.turn
 
-    def breaking(self: LocalEngine, k: int, number: int, down: object) -> object:
+    def breaking(self: LocalEngine, k: int, *rest: object) -> object:
         if k == 2:
-            raise NonFiniteLoss(k, number, 1, 0.1)
-        return turn(self, k, number, down)
+            raise NonFiniteLoss(k, 1, 1, 0.1)
+        return turn(self, k, *rest)
 
     monkeypatch.setattr(LocalEngine, "turn", breaking)
     plain, masked = (small_run(tmp_path / p, "participation=1", "rounds=1", "on_nan=skip", f"privacy={p}") for p in ("none", "secagg"))
