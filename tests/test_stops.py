@@ -60,9 +60,9 @@ def test_a_second_ctrl_c_while_the_first_is_being_saved(tmp_path: Path, monkeypa
     small_run(tmp_path / "whole", "method=fedper")
     turn = LocalEngine.turn
 
-    def once(self: LocalEngine, k: int, number: int, down: object) -> object:
+    def once(self: LocalEngine, *given: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
-        return turn(self, k, number, down)
+        return turn(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalEngine, "turn", once)
