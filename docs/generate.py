@@ -122,7 +122,7 @@ def causes() -> str:
         names = sorted(k for k in {*ours, *theirs} if not k.startswith("eval."))  # how often it is evaluated changes no result
         return [f"{k} = {theirs.get(k)} (was {ours.get(k)})" for k in names if ours.get(k) != theirs.get(k)]
 
-    table2 = [run for run in kept("evidence/mini") if run.config["data"]["validation"] is None]
+    table2 = [r for r in kept("evidence/mini") if r.config["data"]["validation"] is None and not (r.config["hypernet"] or {}).get("share")]
     rows = []
     for run in kept("causes"):
         twin = min((other for other in table2 if cell(other) == cell(run)), key=lambda other: len(changed_in(run, other)))
