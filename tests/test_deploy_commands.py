@@ -1,7 +1,9 @@
 """What ``hyperfed deploy`` says before it starts anything. The deployments themselves: test_deploy.py."""
 
 import argparse
+import os
 import socket
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import hyperfed.deploy_server
 from hyperfed.certs import make_certs
 from hyperfed.cli import main
 from hyperfed.core import UserError
+from hyperfed.core.files import lock
 from hyperfed.deploy_server import Server, toml
 from hyperfed.processes import Stopped
 
@@ -123,6 +126,23 @@ def test_a_folder_has_one_server(keys: Path) -> None:
         server(keys).run()
     with server(keys)._alone():
         pass
+
+
+def test_a_server_waits_until_the_run_of_one_that_was_killed_has_ended(keys: Path) -> None:
+    """Else its own run would be refused, and what the old one says as it ends be taken for its own."""
+    new = server(keys)
+    new.folder.mkdir(parents=True, exist_ok=True)
+    held = lock(new.folder / ".run.lock")
+    assert held is not None
+    with pytest.raises(UserError, match="is in use by another process"):
+        new._await_folder(seconds=0)
+    ended = threading.Timer(1.0, os.close, [held])
+    ended.start()
+    new._await_folder()
+    assert not ended.is_alive()
+    again = lock(new.folder / ".run.lock")
+    assert again is not None, "the server keeps nothing: the folder is its run's"
+    os.close(again)
 
 
 def test_a_folder_with_another_run_is_refused_before_the_server_starts(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,7 @@ class Server:
             with self._alone():
                 self._prepare()
                 self._await_port()
+                self._await_folder()
                 return self._serve()
         except Stopped:
             say("stopped; the same command goes on from the last complete round.")
@@ -124,6 +125,19 @@ class Server:
             except OSError as problem:
                 if problem.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                     raise UserError(f"--host {self.host} --port {self.port} cannot be listened on: {problem.strerror}.") from None
+            time.sleep(0.5)
+
+    def _await_folder(self, seconds: float = 60) -> None:
+        """No run may be at work in the folder; that of a server which was killed saves its round and needs a moment to end."""
+        from hyperfed.run.claim import Claim, InUse
+
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return Claim(self.folder).release()
+            except InUse:
+                if time.monotonic() > deadline:
+                    raise
             time.sleep(0.5)
 
     def _prepare(self) -> None:
