@@ -74,7 +74,6 @@ class Server:
             with self._alone():
                 self._prepare()
                 self._await_port()
-                self._await_folder()
                 return self._serve()
         except Stopped:
             say("stopped; the same command goes on from the last complete round.")
@@ -93,6 +92,7 @@ class Server:
         try:
             self._wait_healthy(link)
             self._register()
+            self._await_folder()
             return self._play(link)
         finally:
             stop(link)
@@ -128,7 +128,7 @@ class Server:
             time.sleep(0.5)
 
     def _await_folder(self, seconds: float = 60) -> None:
-        """No run may be at work in the folder; that of a server which was killed saves its round and needs a moment to end."""
+        """No run may be at work in the folder. That of a server which was killed ends when it hears from a SuperLink again."""
         from hyperfed.run.claim import Claim, InUse
 
         deadline = time.monotonic() + seconds
