@@ -1,6 +1,7 @@
 """What keeps a GPU busy changes no number. The tests of the GPU itself need one; those of the lanes and of the optimiser do not."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from hyperfed.core import ALL, Role, Round, UserError, flatten
-from hyperfed.engine.gpu import Gpu, prepare_gpu, side_by_side
+from hyperfed.engine.gpu import Gate, Gpu, prepare_gpu, side_by_side
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.optim import Optim, Standing
 from hyperfed.engine.round import Finetune, StopAsked, play
@@ -71,6 +72,56 @@ def test_clients_side_by_side_leave_the_bits_of_clients_in_turn(name: str, hyper
     assert_same(played(name, hyper, tmp_path / "one", lambda e: e), played(name, hyper, tmp_path / "three", with_lanes(3)))
 
 
+def test_who_records_is_alone() -> None:
+    gate, busy, alone, wrong = Gate(), set[int](), list[int](), list[str]()
+
+    def lane(me: int) -> None:
+        with gate.working():
+            for step in range(40):
+                gate.give_way()
+                if step % 8 == me:
+                    with gate.alone():
+                        alone.append(me)
+                        time.sleep(0.001)
+                        wrong.extend(f"{other} beside {me}" for other in busy)
+                        wrong.extend(f"{me} not alone" for _ in alone[1:])
+                        alone.clear()
+                else:
+                    busy.add(me)
+                    time.sleep(0.001)
+                    busy.discard(me)
+
+    threads = [threading.Thread(target=lane, args=(me,), daemon=True) for me in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not wrong
+    with gate.alone():  # also of someone who is no lane
+        gate.give_way()
+
+
+def test_the_first_job_that_fails_is_told_and_none_is_left_at_work() -> None:
+    done, wait = list[int](), threading.Event()
+
+    def job(i: int) -> Callable[[str], int]:
+        def do(lane: str) -> int:
+            if i == 1:
+                wait.set()
+                raise ValueError("the second")
+            wait.wait(60)
+            time.sleep(0.02)
+            done.append(i)
+            return i
+
+        return do
+
+    with pytest.raises(ValueError, match="the second"):
+        side_by_side(["a", "b"], map(job, range(200)))
+    assert 0 in done and len(done) < 199
+
+
 def test_jobs_run_at_the_same_time_and_answer_in_their_order() -> None:
     met, made_in = threading.Barrier(3, timeout=60), list[str]()
 
@@ -84,12 +135,12 @@ def test_jobs_run_at_the_same_time_and_answer_in_their_order() -> None:
 
             yield job
 
-    came: list[Any] = list(side_by_side(["a", "b", "c"], jobs()))
+    came: list[Any] = side_by_side(["a", "b", "c"], jobs())
     threads = {t.ident for t in threading.enumerate() if t.name.startswith("lane-")}
     assert [i for i, _ in came] == list(range(6))
     assert {lane for _, lane in came[:3]} == {"a", "b", "c"}
     assert set(made_in) == {threading.current_thread().name}
-    assert list(side_by_side(["d"], iter([lambda lane: lane]))) == ["d"]
+    assert side_by_side(["d"], iter([lambda lane: lane])) == ["d"]
     assert {t.ident for t in threading.enumerate() if t.name.startswith("lane-")} == threads  # they stay, and serve whoever comes
 
 

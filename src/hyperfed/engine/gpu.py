@@ -7,9 +7,9 @@ of the time, and one client's alone do not fill it (figures: benchmarks/README.m
 import logging
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +29,69 @@ MOST_RECORDED = 512
 MOST_LANES = 32
 """PyTorch hands out so many streams."""
 _giving = threading.Lock()
-"""Held while work is given to the GPU, which works on many lanes' at once: all backward passes of a process are given by one thread of
-autograd, whose cuDNN and cuBLAS handles would otherwise go back and forth between a lane that records and one that does not."""
+"""Held while a step is given to the GPU, which works on many lanes' at once: all backward passes of a process are given by one thread of
+autograd, whose cuDNN and cuBLAS handles would otherwise go back and forth between lanes."""
+
+
+class Gate:
+    """Many threads work with the GPU, or one alone records: PyTorch allows no other work in the process while a graph is captured.
+
+    A thread of a lane is counted while it works, and steps aside between two of its steps when another wants to be alone.
+    """
+
+    def __init__(self) -> None:
+        self._changed, self._mine = threading.Condition(), threading.local()
+        self._working, self._wanted, self._alone = 0, 0, False
+
+    def _leave(self) -> None:
+        self._working -= 1
+        self._changed.notify_all()
+
+    def _enter(self) -> None:
+        self._changed.wait_for(lambda: not self._wanted and not self._alone)
+        self._working += 1
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """This thread works with the GPU."""
+        with self._changed:
+            self._enter()
+        self._mine.counted = True
+        try:
+            yield
+        finally:
+            self._mine.counted = False
+            with self._changed:
+                self._leave()
+
+    def give_way(self) -> None:
+        """Let those go first who want to be alone."""
+        if self._wanted and getattr(self._mine, "counted", False):
+            with self._changed:
+                self._leave()
+                self._enter()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other thread works until this is left."""
+        counted = int(getattr(self._mine, "counted", False))
+        with self._changed:
+            self._wanted += 1
+            self._working -= counted
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._working and not self._alone)
+            self._wanted -= 1
+            self._alone = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._working += counted
+                self._changed.notify_all()
+
+
+GATE = Gate()
 
 
 @dataclass(frozen=True)
@@ -72,16 +133,20 @@ class Recorder:
     def __call__(self, kind: Hashable, body: Body, index: Tensor) -> Tensor:
         """``body(index)``. Bodies of the same ``kind`` must do the same to the same memory; those of kind None are never replayed."""
         key = (kind, len(index))
-        with _giving:
-            if (found := self.recorded.get(key)) is None:
-                result = body(index)
-                if self.graphs and kind is not None:
-                    self._record(key, body)
-                return result
+        GATE.give_way()
+        if (found := self.recorded.get(key)) is not None:
             self.recorded.move_to_end(key)
-            found.batch.copy_(index)
-            found.graph.replay()
-            return found.result.clone()  # the next graph may write there
+            with _giving:
+                found.batch.copy_(index)
+                found.graph.replay()
+                return found.result.clone()  # the next graph may write there
+        if kind is None or not self.graphs:
+            with _giving:
+                return body(index)
+        with GATE.alone():
+            result = body(index)
+            self._record(key, body)
+            return result
 
     def _record(self, key: tuple[Hashable, int], body: Body) -> None:
         """Write the kernels down, without running them. Where that cannot be done, bodies are run as they are from now on."""
@@ -149,11 +214,10 @@ class Workers:
 WORKERS = Workers()
 
 
-def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> Iterator[object]:
-    """The results of ``jobs`` in their order; each has a lane to itself while it runs. The jobs are made in the caller's thread.
+def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> list[object]:
+    """The results of ``jobs`` in their order; each has a lane to itself while it runs. The caller makes them all and then only waits.
 
-    A job's tensors belong to its lane's stream: all results are held until the last has been taken, so that none is freed, and its
-    memory used again by a lane at work, while the caller's stream still reads it.
+    Raises the exception of the first job that has one; jobs that have not begun by then are left out.
     """
     free: SimpleQueue[T] = SimpleQueue()
     for lane in lanes:
@@ -163,18 +227,14 @@ def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> Itera
     def run(job: Callable[[T], object]) -> object:
         lane = free.get()
         try:
-            return job(lane)
+            with GATE.working():
+                return job(lane)
         finally:
             free.put(lane)
 
-    waiting, held = deque[Future[object]](), list[object]()
+    futures = [WORKERS.submit(partial(run, job)) for job in list(jobs)]
     try:
-        for job in jobs:
-            held += [job, future := WORKERS.submit(partial(run, job))]
-            waiting.append(future)
-            if len(waiting) > 2 * len(lanes):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        wait(futures, return_when=FIRST_EXCEPTION)
     finally:
-        wait([future for future in waiting if not future.cancel()])
+        wait([future for future in futures if not future.cancel()])
+    return [future.result() for future in futures]

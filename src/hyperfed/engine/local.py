@@ -98,17 +98,20 @@ class LocalEngine:
     def _each(self, ids: list[int], job: Callable[[int], Callable[[Workspace], T]]) -> Iterator[T]:
         """What the job of every client returns, in their order. Raises StopAsked between two clients when asked to stop."""
 
-        def jobs() -> Iterator[Callable[[Workspace], T]]:
-            for k in ids:
-                if self.stop():
-                    raise StopAsked
-                yield job(k)
+        def ask() -> None:
+            if self.stop():
+                raise StopAsked
+
+        def asked(one: Callable[[Workspace], T], space: Workspace) -> T:
+            ask()
+            return one(space)
 
         if self.others and type(self.guard) is Guard:
-            yield from cast(Iterator[T], side_by_side([self.space, *self.others], jobs()))
+            yield from cast(list[T], side_by_side([self.space, *self.others], [partial(asked, job(k)) for k in ids]))
         else:
-            for one in jobs():
-                yield one(self.space)
+            for k in ids:
+                ask()
+                yield job(k)(self.space)
 
     def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
         """See :class:`~hyperfed.engine.round.Engine`. Raises StopAsked between two clients when asked to stop."""
