@@ -91,9 +91,9 @@ def evidence(name: str, ask: Ask) -> str:
     return "\n\n".join([text, *parts, *(f"![{image.alt}](img/{image.path.name})" for image in images)]) + "\n"
 
 
-def before_and_after() -> str:
+def before_and_after(scale: str) -> str:
     """docs/evidence.md: what fine-tuning adds, over the seeds there are."""
-    cells = plan("table2", Ask("mini", ("cifar10", "cifar100"), seeds=(1, 2, 3)))
+    cells = plan("table2", Ask(scale, ("cifar10", "cifar100"), seeds=(1, 2, 3)))
     found = entries(cells, Store(ROOT / "results/evidence"), NOWHERE)
     columns = ["method and cell", "before fine-tuning", "after", "objective, last round", "seeds"]
     rows = []
@@ -147,10 +147,20 @@ def trials_at_paper_scale() -> str:
     return f"{markdown(columns, rows)}\n{ACCURACY.replace(' after fine-tuning', '').replace(' test ', ' validation ')}\n"
 
 
+def curves_at_paper_scale() -> str:
+    """docs/evidence.md: the whole runs at the paper's scale."""
+    whole = [run for run in kept("evidence/paper") if run.config["data"]["validation"] is None]
+    runs = [run for run in whole if (run.config["dataset"]["name"], run.config["partition"]["name"]) == ("cifar10", "dirichlet")]
+    plot_accuracy(runs, IMAGES / "paper_cifar10.png", "bytes")
+    return "![CIFAR-10 non-IID at the paper's scale: accuracy before fine-tuning over the bytes sent](img/paper_cifar10.png)\n"
+
+
 BLOCKS = {
     "trials_paper": trials_at_paper_scale,
     "causes": causes,
-    "before_and_after": before_and_after,
+    "before_and_after": lambda: before_and_after("mini"),
+    "before_and_after_paper": lambda: before_and_after("paper"),
+    "curves_paper": curves_at_paper_scale,
     "quickstart": quickstart,
     "variants": variants,
     "quick_mnist": lambda: quick("mnist"),
@@ -159,11 +169,11 @@ BLOCKS = {
     "methods_digits": methods_digits,
     "table2_mini": lambda: evidence("table2", Ask("mini")),
     "table2_seeds": lambda: evidence("table2", Ask("mini", ("cifar10", "cifar100"), ("non-IID",), SEEDS_OF, (1, 2, 3))),
-    "table2_paper": lambda: evidence("table2", Ask("paper", ("mnist",), methods=("HFN", "FedAvg", "FedPer", "Local"))),
+    "table2_paper": lambda: evidence("table2", Ask("paper", ("mnist", "cifar10"), methods=("HFN", "FedAvg", "FedPer", "Local"))),
     "table3_mini": lambda: evidence("table3", Ask("mini")),
     "table4_mini": lambda: evidence("table4", Ask("mini", ("cifar10",))),
     "readings_mini": lambda: evidence("readings", Ask("mini", ("cifar10", "cifar100"))),
-    "readings_seeds": lambda: evidence("readings", Ask("mini", ("cifar10",), ("non-IID",), seeds=(1, 2, 3))),
+    "readings_seeds": lambda: evidence("readings", Ask("mini", ("cifar10", "cifar100"), ("non-IID",), seeds=(1, 2, 3))),
     "readings_cifar10": lambda: evidence("readings", Ask("mini", ("cifar10",))),
     "fig3_mini": lambda: evidence("fig3", Ask("mini")),
     "fig5_mini": lambda: evidence("fig5", Ask("mini", ("mnist", "cifar10"))),

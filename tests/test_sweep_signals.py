@@ -48,11 +48,11 @@ def test_a_run_that_signals_end_again_and_again_is_listed_and_does_not_stop_the_
 
 
 def test_settings_of_the_machine_reach_the_runs_and_change_nothing_else(tmp_path: Path) -> None:
-    free = read_settings(["data.root=x", "gpu.lanes=4", "device=cuda"])[1]
+    free = read_settings(["data.root=x", "gpu.lanes=2", "device=cuda"])[1]
     composed = Sweep(Store(tmp_path), tmp_path, free).composed(CELLS[0], tmp_path)
-    assert (composed["gpu"]["lanes"], composed["gpu"]["graphs"], composed["data"]["root"], composed["device"]) == ("4", True, "x", "cuda")
+    assert (composed["gpu"]["lanes"], composed["gpu"]["graphs"], composed["data"]["root"], composed["device"]) == ("2", True, "x", "cuda")
     plain = CELLS[0].composed()
-    assert plain["gpu"]["lanes"] == 1, "the cell's own settings are not touched"
+    assert plain["gpu"]["lanes"] == 4, "the cell's own settings are not touched"
     assert {k for k in plain if composed[k] != plain[k]} == {"gpu", "data", "device", "threads", "run"}
 
 

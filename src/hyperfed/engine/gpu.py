@@ -99,7 +99,7 @@ class Gpu:
     """``graphs``: record and replay steps. ``lanes``: clients that train at the same time, each on a model of its own."""
 
     graphs: bool = True
-    lanes: int = 1
+    lanes: int = 4
 
     def __post_init__(self) -> None:
         if not 1 <= self.lanes <= MOST_LANES:
