@@ -8,18 +8,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from hyperfed.core import Round, UserError
+from hyperfed.core import Round, UserError, flatten
+from hyperfed.main import compose_checked, composed_dict
 from hyperfed.report.runs import read_run
 from hyperfed.run import checkpoint
 from hyperfed.run.checkpoint import available
+from hyperfed.run.config import make_config
 from hyperfed.run.evaluate import Evaluation
 from hyperfed.run.experiment import Experiment, Interrupted
 from hyperfed.run.ledger import read_ledger, read_roles
+from problems import tiny_network
 from runs import SMALL, assert_bit_identical, composed, final_tensors, small_run
 
 
@@ -232,3 +236,22 @@ def test_summary_of_an_evaluation() -> None:
     assert summary["worst"] == 0
     assert summary["p10"] == pytest.approx(0.1)
     assert summary["std"] == pytest.approx(np.std([0.5, 1, 0]))
+
+
+@pytest.mark.parametrize("name", ["pfedhn", "pfedla", "fedgen"])
+def test_what_a_method_draws_by_itself_differs_with_the_seed_of_the_run(name: str) -> None:
+    """From the same initial model: else the spread over seeds would leave these draws out."""
+    network = tiny_network()
+
+    def drawn(*overrides: str) -> dict[str, torch.Tensor]:
+        config = make_config(composed_dict(compose_checked([f"method={name}", "num_clients=5", *overrides])))
+        method: Any = config.build_method(network)
+        server = method.init_server(network.init(7))
+        return method.hypernet(server, 0) if name == "pfedla" else flatten(server)  # pFedLA draws a client's when it is first met
+
+    def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+    first = drawn("seed=1")
+    assert same(first, drawn("seed=1"))
+    assert not same(first, drawn("seed=2")) and not same(first, drawn("seed=1", "method.seed=1"))

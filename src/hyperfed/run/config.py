@@ -166,11 +166,14 @@ class Config:
         return method
 
     def method_settings(self) -> dict[str, Any]:
-        """The method's own hyper-parameters, of the types its dataclass declares."""
+        """The method's own hyper-parameters, of the types its dataclass declares; what it draws by itself differs with the run's seed."""
         cls = METHODS[self.method["name"]]
         known_fields(cls, self.method, "method")
         hints = get_type_hints(cls)
-        return {name: typed(hints[name], value, f"method.{name}") for name, value in self.method.items() if name != "name"}
+        settings = {name: typed(hints[name], value, f"method.{name}") for name, value in self.method.items() if name != "name"}
+        if "seed" in settings:
+            settings["seed"] += self.seed - 1  # 1 is the default seed: there method.seed is what it says
+        return settings
 
 
 for _cls in (
