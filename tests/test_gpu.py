@@ -230,7 +230,7 @@ class Replays:
     """What a recorder does, without a GPU: the first body of a kind and size is kept, and called in the place of every later one."""
 
     def __init__(self, space: Workspace) -> None:
-        self.space, self.replayed = space, 0
+        self.space, self.replayed, self.steps = space, 0, 0
         self.kept: dict[Any, tuple[Callable[[torch.Tensor], torch.Tensor], bool]] = {}
 
     def aside(self) -> nullcontext[None]:
@@ -241,6 +241,7 @@ class Replays:
             return body(index)
         key, training = (kind, len(index)), self.space.module.training
         self.replayed += key in self.kept
+        self.steps += training and key in self.kept
         kept, then = self.kept.setdefault(key, (body, training))
         assert then == training
         return kept(index)
@@ -250,7 +251,19 @@ class Replays:
     "settings", [{}, {"clip": 0.5}, {"momentum": 0.0, "nesterov": False}, {"lr_scale": {Role.HEAD: 0.5, Role.STEM: 0.0}}]
 )
 @pytest.mark.parametrize(
-    ("name", "hyper"), [("fedavg", False), ("fedavg", True), ("fedrep", False), ("fedbabu", False), ("fedfomo", False), ("fedgen", False)]
+    ("name", "hyper"),
+    [
+        ("fedavg", False),
+        ("fedavg", True),
+        ("fedrep", False),
+        ("fedbabu", False),
+        ("fedfomo", False),
+        ("fedgen", False),
+        ("fedprox", False),
+        ("fedprox", True),
+        ("feddyn", False),
+        ("feddyn", True),
+    ],
 )
 def test_the_first_step_of_a_kind_stands_for_all_of_them(name: str, hyper: bool, settings: dict[str, Any], tmp_path: Path) -> None:
     """Whatever round, client, scope or learning rate a body was made for: another of its kind would have done the same."""
@@ -266,7 +279,7 @@ def test_the_first_step_of_a_kind_stands_for_all_of_them(name: str, hyper: bool,
 
     made: list[Replays] = []
     assert_same(played(name, hyper, tmp_path / "plain", change), played(name, hyper, tmp_path / "replays", replaying))
-    assert made[0].replayed > 30
+    assert made[0].replayed > 30 and made[0].steps > 30
 
 
 def on_gpu(graphs: bool, lanes: int, precision: str, made: list[LocalEngine] | None = None) -> Callable[[LocalEngine], LocalEngine]:
@@ -288,7 +301,8 @@ def on_gpu(graphs: bool, lanes: int, precision: str, made: list[LocalEngine] | N
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("name", "hyper"), [("fedavg", False), ("fedavg", True), ("fedrep", False), ("fedprox", False), ("fedfomo", False)]
+    ("name", "hyper"),
+    [("fedavg", False), ("fedavg", True), ("fedrep", False), ("fedprox", False), ("feddyn", True), ("fedgen", False), ("fedfomo", False)],
 )
 def test_replayed_steps_and_lanes_leave_the_bits_of_plain_steps(name: str, hyper: bool, precision: str, tmp_path: Path) -> None:
     plain = played(name, hyper, tmp_path / "plain", on_gpu(False, 1, precision))

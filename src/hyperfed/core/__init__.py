@@ -4,7 +4,7 @@ from hyperfed.core.bank import Bank
 from hyperfed.core.codec import Traffic, count, flatten, stack, unflatten
 from hyperfed.core.errors import UserError, at_least, invalid, unknown
 from hyperfed.core.method import Method
-from hyperfed.core.types import ALL, Client, Model, Objective, Params, Role, Round, Scope, Step, select
+from hyperfed.core.types import ALL, Client, Model, Objective, Over, Params, Role, Round, Scope, Step, select
 
 __all__ = [
     "ALL",
@@ -13,6 +13,7 @@ __all__ = [
     "Method",
     "Model",
     "Objective",
+    "Over",
     "Params",
     "Role",
     "Round",

@@ -1,6 +1,7 @@
 """The words everything is written in. Shape letters: K clients in the round, N all clients, B batch, C classes."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -75,6 +76,23 @@ class Step:
 
 Objective = Callable[[Step], Tensor]
 """The local objective for one mini-batch, written as the paper writes it; the plain loss is ``lambda step: step.loss``."""
+
+
+@dataclass(frozen=True)
+class Over:
+    """A local objective over tensors of its own, ``of(step, *own)``; told apart, so that a GPU can replay its steps over others.
+
+    ``of`` is a function or a method of the algorithm, and what it returns depends on the step, ``own`` and constants alone. ``draw`` makes
+    tensors that are new for every mini-batch, of shapes that depend on its size B alone; ``of`` gets them last.
+    """
+
+    of: Callable[..., Tensor]
+    own: tuple[Params, ...]
+    draw: Callable[[Generator, int], Params] | None = None
+
+    def __call__(self, step: Step) -> Tensor:
+        drawn = () if self.draw is None else (self.draw(step.rng, len(step.y)),)
+        return self.of(step, *self.own, *drawn)
 
 
 class Client(Protocol):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyperfed.core import ALL, Model, Objective, Params, Role, Scope, Step
+from hyperfed.core import ALL, Model, Objective, Over, Params, Role, Scope, Step
 from hyperfed.core.seeds import generator
 from hyperfed.engine.gpu import Body, Gpu, Recorder
 from hyperfed.engine.guard import PerExample
@@ -79,6 +79,7 @@ class Workspace:
         self.has_batch_norm = Role.STATS in model.roles.values()
         self.recorder = Recorder(device, (gpu or Gpu()).graphs) if device.type == "cuda" else None
         self._standing: dict[Hashable, Standing] = {}
+        self._places: dict[Hashable, Params] = {}
 
     def aside(self) -> AbstractContextManager[None]:
         """The stream that this model is worked on; nothing to change on the CPU."""
@@ -96,6 +97,14 @@ class Workspace:
         if kind not in self._standing:
             self._standing[kind] = Standing(optim, groups, self.images.device)
         return kind, self._standing[kind].begin(groups)
+
+    def place(self, key: Hashable, tensors: Params) -> Params:
+        """Copies of ``tensors`` on the device, in the same place every time, for replays. The shapes are always the same for a ``key``."""
+        if key not in self._places:
+            self._places[key] = {n: torch.empty_like(t, device=self.images.device) for n, t in tensors.items()}
+        for n, t in self._places[key].items():
+            t.copy_(tensors[n])
+        return self._places[key]
 
     def load(self, params: Params) -> None:
         """Copy weights in."""
@@ -117,6 +126,26 @@ class Workspace:
         """The live model's output in float32, [B, C]."""
         with self.autocast():
             return self.module(x).float()
+
+
+class Placed:
+    """An objective whose tensors are always in the same place on a GPU, so that steps over one client's are replayed over another's."""
+
+    def __init__(self, space: Workspace, kind: Hashable, objective: Over) -> None:
+        self.space, self.kind, self.objective = space, (kind, objective.of), objective
+        self.own = [space.place((self.kind, "own", i), tensors) for i, tensors in enumerate(objective.own)]
+        self.drawn: dict[int, tuple[Params, ...]] = {}
+
+    def drawing(self, batches: Iterator[Tensor], rng: torch.Generator) -> Iterator[Tensor]:
+        """The batches; before each what is drawn for it."""
+        for index in batches:
+            if self.objective.draw is not None:
+                new = self.objective.draw(rng, len(index))
+                self.drawn[len(index)] = (self.space.place((self.kind, "drawn", len(index)), new),)
+            yield index
+
+    def __call__(self, step: Step) -> Tensor:
+        return self.objective.of(step, *self.own, *self.drawn.get(len(step.y), ()))
 
 
 @dataclass
@@ -194,6 +223,11 @@ class DeviceClient:
         batches = self._batches(rng, epochs or 0, steps)
         if each is not None:
             batches = each.batches(self.train, local.batch_size, epochs or 0, steps, rng)
+        if kind is not None and each is None and isinstance(objective, Over):
+            objective = placed = Placed(space, kind, objective)
+            kind, batches = placed.kind, placed.drawing(batches, rng)
+        elif each is not None or objective is not None:
+            kind = None  # an objective may hold tensors of its own, and noise is drawn anew: no replays
 
         def step(index: Tensor) -> Tensor:
             x, y = space.images.batch(index)
@@ -209,8 +243,6 @@ class DeviceClient:
             optimiser.step()
             return loss.detach()
 
-        if each is not None or objective is not None:
-            kind = None  # an objective holds tensors of its own, and noise is drawn anew: no replays
         losses = [space.run(kind, step, index) for index in batches]
         self._check(losses, trained)
         return space.read()

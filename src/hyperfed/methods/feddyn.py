@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from hyperfed.core import Client, Method, Objective, Params, Role, Round, invalid, select
+from hyperfed.core import Client, Method, Over, Params, Role, Round, Step, invalid, select
 from hyperfed.core.tree import add, dot, mean, sqdist, sub, zeros_like
 from hyperfed.methods.fedavg import Shared
 
@@ -53,9 +53,9 @@ class FedDyn(Method[Server, State, Download, Shared]):
         """The shared tensors that g and h correct: not the running statistics."""
         return select(params, self.model.roles, self.shared_scope - {Role.STATS})
 
-    def objective(self, g: Params, w_t: Params) -> Objective:
+    def objective(self, step: Step, g: Params, w_t: Params) -> torch.Tensor:
         """The local objective."""
-        return lambda step: step.loss - dot(step.params, g) + self.alpha / 2 * sqdist(step.params, w_t)
+        return step.loss - dot(step.params, g) + self.alpha / 2 * sqdist(step.params, w_t)
 
     def init_server(self, params: Params) -> Server:
         return Server(self.shared(params), zeros_like(self.trained(params)))
@@ -70,7 +70,7 @@ class FedDyn(Method[Server, State, Download, Shared]):
 
     def client_update(self, client: Client, state: State, down: Download) -> tuple[State, Shared]:
         w_t = self.trained(down.shared)
-        w = client.fit({**state.personal, **down.shared}, self.objective(state.g, w_t))
+        w = client.fit({**state.personal, **down.shared}, Over(self.objective, (state.g, w_t)))
         g = add(state.g, sub(self.trained(w), w_t), -self.alpha)
         return State(self.personal(w), g), Shared(self.shared(w))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import batch_norm, cross_entropy, kl_div, linear, log_softmax, one_hot
 
-from hyperfed.core import Client, Method, Objective, Params, Role, Round, Step, UserError, invalid
+from hyperfed.core import Client, Method, Over, Params, Role, Round, Step, UserError, invalid
 from hyperfed.core.seeds import generator
 from hyperfed.core.tree import mean
 from hyperfed.methods.fedavg import Personal
@@ -121,19 +121,24 @@ class FedGen(Method[Server, Personal, Download, Upload]):
         folded = {**g, "G.norm.weight": scale, "G.norm.bias": g["G.norm.bias"] - mu * scale}
         return Download(server.shared, folded, server.prior, torch.tensor(self.decay ** (rnd.number - 1) if rnd.number > 1 else 0.0))
 
-    def objective(self, down: Download) -> Objective:
-        """The client's objective."""
-        g, alpha, beta = down.generator, self.alpha * float(down.decay), self.beta * float(down.decay)
+    def objective(self, down: Download) -> Over:
+        """The client's objective. For every mini-batch it draws a generator batch of labels and noise, and noise for its labels."""
+        weights = {name: torch.tensor(weight * float(down.decay)) for name, weight in (("alpha", self.alpha), ("beta", self.beta))}
 
-        def loss(step: Step) -> Tensor:
-            w, b = (step.params[n] for n in self.head)
-            y, noise = self.draw(down.prior, step.rng, w.device)
-            like_x = generate(g, step.y, torch.randn(len(step.y), self.noise, generator=step.rng).to(w.device))
-            target = log_softmax(linear(like_x, w, b), 1).detach()
-            taught = cross_entropy(linear(generate(g, y, noise), w, b), y)
-            return step.loss + alpha * taught + beta * kl_div(log_softmax(step.output, 1), target, reduction="batchmean", log_target=True)
+        def draw(rng: torch.Generator, size: int) -> Params:
+            y, noise = self.draw(down.prior, rng, torch.device("cpu"))
+            return {"y": y, "noise": noise, "noise of x": torch.randn(size, self.noise, generator=rng)}
 
-        return loss
+        return Over(self.loss, (down.generator, weights), draw)
+
+    def loss(self, step: Step, g: Params, weights: Params, drawn: Params) -> Tensor:
+        """The loss, and what the generator teaches: its own labels, and the labels of the mini-batch."""
+        w, b = (step.params[n] for n in self.head)
+        y, noise, noise_of_x = (drawn[n].to(w.device) for n in ("y", "noise", "noise of x"))
+        target = log_softmax(linear(generate(g, step.y, noise_of_x), w, b), 1).detach()
+        taught = cross_entropy(linear(generate(g, y, noise), w, b), y)
+        like_x = kl_div(log_softmax(step.output, 1), target, reduction="batchmean", log_target=True)
+        return step.loss + weights["alpha"] * taught + weights["beta"] * like_x
 
     def client_update(self, client: Client, state: Personal, down: Download) -> tuple[Personal, Upload]:
         w = client.fit(self.personalize(state, down), self.objective(down) if down.decay > 0 else None)

@@ -5,7 +5,9 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith: Federated Optimization in Heterogen
 
 from dataclasses import dataclass
 
-from hyperfed.core import Objective, Role, invalid, select
+from torch import Tensor
+
+from hyperfed.core import Objective, Over, Params, Role, Step, invalid, select
 from hyperfed.core.tree import sqdist
 from hyperfed.methods.fedavg import FedAvg, Personal, Shared
 
@@ -21,5 +23,8 @@ class FedProx(FedAvg):
             raise invalid("method.mu", self.mu, "a number >= 0")
 
     def objective(self, state: Personal, down: Shared) -> Objective:
-        w_t = select(down.shared, self.model.roles, self.shared_scope - {Role.STATS})
-        return lambda step: step.loss + self.mu / 2 * sqdist(step.params, w_t)
+        return Over(self.h, (select(down.shared, self.model.roles, self.shared_scope - {Role.STATS}),))
+
+    def h(self, step: Step, w_t: Params) -> Tensor:
+        """h_k(w; w_t)."""
+        return step.loss + self.mu / 2 * sqdist(step.params, w_t)
