@@ -85,9 +85,9 @@ def engine_for(model: Model, data: Images, clients: int, gpu: Gpu, folder: Path)
     """A real engine with FedAvg, every client with as many samples as in the paper."""
     method = METHODS["fedavg"](model, clients)
     index = [torch.arange(SAMPLES, device=DEVICE) + SAMPLES * (k % 4) for k in range(clients)]
-    space, *others = (Workspace(model, data, "bf16", gpu) for _ in range(gpu.lanes))
     store = Store(folder, client_type(method), device=str(DEVICE))
-    return LocalEngine(method, space, index, index, store, Optim(lr=0.01), Local(EPOCHS, BATCH), 1, 1000, others=others)
+    space = Workspace(model, data, "bf16", gpu)
+    return LocalEngine(method, space, index, index, store, Optim(lr=0.01), Local(EPOCHS, BATCH), 1, 1000, lanes=gpu.lanes)
 
 
 def one_round(engine: LocalEngine) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 def with_lanes(number: int) -> Callable[[LocalEngine], LocalEngine]:
     def change(engine: LocalEngine) -> LocalEngine:
-        engine.others = [Workspace(engine.method.model, engine.space.images) for _ in range(number - 1)]
+        engine.lanes = number
         return engine
 
     return change
@@ -160,6 +160,29 @@ def test_a_diverging_client_among_lanes_is_named_and_the_rest_can_go_on(tmp_path
         played("fedavg", False, tmp_path / "stop", broken("stop"))
     played("fedavg", False, tmp_path / "skip", broken("skip"), rounds=1)
     assert warned == [(1, k) for k in range(len(SIZES))]
+
+
+def test_few_downloads_are_made_ahead_and_nothing_is_held_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperfed.engine.local.AT_ONCE", 1)
+    engine = with_lanes(2)(tiny_engine(METHODS["fedper"](tiny_network(), len(SIZES)), tmp_path, SIZES))
+    made, begun, turn = list[int](), list[tuple[int, int]](), engine.turn
+    server = engine.method.init_server(engine.initial())
+    rnd = Round(1, torch.arange(len(SIZES)), torch.tensor(SIZES))
+
+    def download(k: int) -> Any:
+        made.append(k)
+        return engine.method.download(server, rnd, k)
+
+    def counting(k: int, *rest: Any) -> Any:
+        begun.append((k, len(made)))
+        return turn(k, *rest)
+
+    monkeypatch.setattr(engine, "turn", counting)
+    assert [reply.client for reply in engine.train(rnd, download)] == [0, 1, 2, 3, 4]
+    assert sorted(begun) == [(0, 2), (1, 2), (2, 4), (3, 4), (4, 5)]
+    engine.commit(1)
+    turn(0, 2, download(0), engine.space)  # as a process of a federation does, which plays no round
+    assert engine._read is None and not engine._staged
 
 
 def test_lanes_stop_between_two_clients(tmp_path: Path) -> None:
@@ -288,7 +311,7 @@ def on_gpu(graphs: bool, lanes: int, precision: str, made: list[LocalEngine] | N
         prepare_gpu(device)
         own = tiny_images(sum(SIZES))
         images = Images(own.x.numpy(), own.y.numpy(), (0.3,), (0.2,), device)
-        engine.space, *engine.others = (Workspace(engine.method.model, images, precision, Gpu(graphs)) for _ in range(lanes))
+        engine.space, engine.lanes = Workspace(engine.method.model, images, precision, Gpu(graphs)), lanes
         engine.train_index = [i.to(device) for i in engine.train_index]
         engine.test_index = [i.to(device) for i in engine.test_index]
         if made is not None:
@@ -310,7 +333,8 @@ def test_replayed_steps_and_lanes_leave_the_bits_of_plain_steps(name: str, hyper
     for lanes in (1, 3):
         made: list[LocalEngine] = []
         assert_same(plain, played(name, hyper, tmp_path / str(lanes), on_gpu(True, lanes, precision, made)))
-        for space in (made[0].space, *made[0].others):
+        assert len(made[0]._spaces) == lanes or lanes == 1
+        for space in made[0]._spaces or [made[0].space]:
             assert space.recorder is not None and space.recorder.graphs and space.recorder.recorded, "nothing was replayed"
 
 

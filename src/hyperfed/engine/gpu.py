@@ -7,9 +7,9 @@ of the time, and one client's alone do not fill it (figures: benchmarks/README.m
 import logging
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -74,19 +74,21 @@ class Gate:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """No other thread works until this is left."""
-        counted = int(getattr(self._mine, "counted", False))
+        counted, inside = int(getattr(self._mine, "counted", False)), False
         with self._changed:
             self._wanted += 1
             self._working -= counted
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._working and not self._alone)
-            self._wanted -= 1
-            self._alone = True
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._working and not self._alone)
+                self._alone = inside = True
+                self._wanted -= 1
             yield
         finally:
             with self._changed:
-                self._alone = False
+                self._alone = self._alone and not inside
+                self._wanted -= not inside
                 self._working += counted
                 self._changed.notify_all()
 
@@ -217,24 +219,32 @@ WORKERS = Workers()
 def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> list[object]:
     """The results of ``jobs`` in their order; each has a lane to itself while it runs. The caller makes them all and then only waits.
 
-    Raises the exception of the first job that has one; jobs that have not begun by then are left out.
+    Once a job raises, no other is begun; of several exceptions that of the first job is raised.
     """
-    free: SimpleQueue[T] = SimpleQueue()
-    for lane in lanes:
-        free.put(lane)
+    made = list(jobs)  # they hold tensors that lanes read: none is freed, and its memory used again, before all lanes are done
+    waiting = deque(enumerate(made))
+    results: list[object] = [None] * len(made)
+    problems: dict[int, BaseException] = {}
+
+    def serve(lane: T) -> None:
+        while not problems:
+            try:
+                i, job = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                with GATE.working():
+                    results[i] = job(lane)
+            except BaseException as problem:
+                problems[i] = problem
+
     WORKERS.grow(len(lanes))
-
-    def run(job: Callable[[T], object]) -> object:
-        lane = free.get()
-        try:
-            with GATE.working():
-                return job(lane)
-        finally:
-            free.put(lane)
-
-    futures = [WORKERS.submit(partial(run, job)) for job in list(jobs)]
+    serving = [WORKERS.submit(partial(serve, lane)) for lane in lanes]
     try:
-        wait(futures, return_when=FIRST_EXCEPTION)
-    finally:
-        wait([future for future in futures if not future.cancel()])
-    return [future.result() for future in futures]
+        wait(serving)
+    finally:  # an interrupt, too, leaves no lane at work
+        waiting.clear()
+        wait(serving)
+    if problems:
+        raise problems[min(problems)]
+    return results

@@ -19,13 +19,15 @@ from hyperfed.engine.store import Store
 from hyperfed.engine.workspace import DeviceClient, Local, NonFiniteLoss, Workspace
 
 T = TypeVar("T")
+AT_ONCE = 8
+"""Downloads that are made for each lane before its clients begin."""
 
 
 @dataclass
 class LocalEngine:
     """Runs clients in this process. ``train_index`` and ``test_index`` hold one index tensor per client.
 
-    ``others``: further models on the same GPU, on which clients train at the same time as on ``space``. A defence's clients do not.
+    ``lanes``: clients that train at the same time, each on a model of its own on the same GPU. A defence's clients do not.
     """
 
     method: Method[Any, Any, Any, Any]
@@ -42,11 +44,12 @@ class LocalEngine:
     guard: Guard = field(default_factory=Guard)
     stop: Callable[[], bool] = lambda: False
     warn: Callable[[int, int, str], None] = lambda number, client, text: None
-    others: list[Workspace] = field(default_factory=list)
+    lanes: int = 1
     _lock: Any = field(default_factory=Lock)
     _initial: Params | None = None
     _staged: dict[int, Any] = field(default_factory=dict)
-    _before: list[Any] = field(default_factory=list)  # states that lanes still read: their memory must not be used again
+    _spaces: list[Workspace] = field(default_factory=list)
+    _read: list[Any] | None = None  # states that lanes have read: while they work, none is freed and its memory used again
 
     @property
     def device(self) -> str:
@@ -82,7 +85,10 @@ class LocalEngine:
         k = 0 if self.method.pooled else k
         with self._lock:
             state = self.store.get(k)
-            return self.method.init_client(self.initial(k)) if state is None else state
+            state = self.method.init_client(self.initial(k)) if state is None else state
+            if self._read is not None:
+                self._read.append(state)
+            return state
 
     def client(self, k: int, number: int, purpose: str, optim: Optim, lr: float, space: Workspace | None = None) -> DeviceClient:
         """The client as its method sees it."""
@@ -106,17 +112,25 @@ class LocalEngine:
             ask()
             return one(space)
 
-        if self.others and type(self.guard) is Guard:
-            yield from cast(list[T], side_by_side([self.space, *self.others], [partial(asked, job(k)) for k in ids]))
-        else:
+        if self.lanes == 1 or type(self.guard) is not Guard:
             for k in ids:
                 ask()
                 yield job(k)(self.space)
+            return
+        while len(self._spaces) < self.lanes:
+            self._spaces.append(self.space.another() if self._spaces else self.space)
+        for start in range(0, len(ids), AT_ONCE * self.lanes):
+            self._read = []
+            try:
+                some = [partial(asked, job(k)) for k in ids[start : start + AT_ONCE * self.lanes]]
+                came = cast(list[T], side_by_side(self._spaces, some))
+            finally:
+                self._read = None
+            yield from came
 
     def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
         """See :class:`~hyperfed.engine.round.Engine`. Raises StopAsked between two clients when asked to stop."""
         self._staged.clear()
-        self._before.clear()
         ids = rnd.ids.tolist()
         for k, came in zip(ids, self._each(ids, lambda k: partial(self._try, k, rnd.number, download(k))), strict=True):
             if isinstance(came, NonFiniteLoss):
@@ -139,8 +153,6 @@ class LocalEngine:
         with space.aside():
             client = self.client(k, number, "train", self.optim, self.optim.rate(number, self.rounds), space)
             state = self.state(k)
-            if self.others:
-                self._before.append(state)
             state, upload = self.method.client_update(client, state, down)
             loss = sum(client.losses) / len(client.losses) if client.losses and self.guard.sends_loss else float("nan")
             return state, Reply(k, self.guard.protect(number, k, down, upload), loss)
@@ -150,7 +162,6 @@ class LocalEngine:
         for k, state in self._staged.items():
             self.store.put(k, state, number)
         self._staged.clear()
-        self._before.clear()
 
     def evaluate(self, rnd: Round, download: Callable[[int], Any], finetune: Finetune | None) -> Iterator[Score]:
         """See :class:`~hyperfed.engine.round.Engine`."""

@@ -69,7 +69,7 @@ class Workspace:
     """
 
     def __init__(self, model: Model, images: Images, precision: str = "fp32", gpu: Gpu | None = None) -> None:
-        self.model, self.images, self.precision = model, images, precision
+        self.model, self.images, self.precision, self.gpu = model, images, precision, gpu or Gpu()
         device = images.device
         module = model.module().to(device)
         self.module: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -77,9 +77,13 @@ class Workspace:
         self.names = list(self.live)
         self.tensors = [t.detach() for t in self.live.values()]
         self.has_batch_norm = Role.STATS in model.roles.values()
-        self.recorder = Recorder(device, (gpu or Gpu()).graphs) if device.type == "cuda" else None
+        self.recorder = Recorder(device, self.gpu.graphs) if device.type == "cuda" else None
         self._standing: dict[Hashable, Standing] = {}
         self._places: dict[Hashable, Params] = {}
+
+    def another(self) -> "Workspace":
+        """One more like it."""
+        return Workspace(self.model, self.images, self.precision, self.gpu)
 
     def aside(self) -> AbstractContextManager[None]:
         """The stream that this model is worked on; nothing to change on the CPU."""

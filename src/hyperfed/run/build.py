@@ -122,11 +122,9 @@ def local_engine(
     if device.type == "cuda":
         prepare_gpu(device)
     images = Images(dataset.images, dataset.labels, dataset.mean, dataset.std, device)
-    lanes = config.gpu.lanes if device.type == "cuda" else 1
-    space, *others = (Workspace(method.model, images, config.precision, config.gpu) for _ in range(lanes))
     return LocalEngine(
         method,
-        space,
+        Workspace(method.model, images, config.precision, config.gpu),
         [torch.from_numpy(c.train).to(device) for c in clients],
         [torch.from_numpy(c.test).to(device) for c in clients],
         Store(folder, client_type(method), config.cache_mib * 2**20, str(device)),
@@ -137,7 +135,7 @@ def local_engine(
         frozenset(config.private_init),
         config.on_nan,
         guard,
-        others=others,
+        lanes=config.gpu.lanes if device.type == "cuda" else 1,
     )
 
 

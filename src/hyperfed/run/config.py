@@ -27,7 +27,7 @@ from hyperfed.run.validate import known_fields, settings_of, typed, validated
 
 @dataclass(frozen=True)
 class InProcess:
-    """Every client in this process, one after another on one model."""
+    """Every client in this process, one after another on one model; on a GPU some at a time."""
 
 
 ENGINES: dict[str, type] = {"local": InProcess, "flower": Flower}
