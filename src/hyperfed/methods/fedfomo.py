@@ -9,7 +9,7 @@ Zhang, Sapra, Fidler, Yeung, Alvarez: Personalized Federated Learning with First
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class Upload(NamedTuple):
 class FedFomo(Method[Server, Own, Candidates, Upload]):
     """First-order weights on a fixed validation part. ``resend_own`` adds the client's own last model to the download."""
 
+    revision: ClassVar[int] = 2
     num_models: int = 5
     epsilon: float = 0.3
     epsilon_decay: float = 0.05

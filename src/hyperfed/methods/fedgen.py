@@ -8,7 +8,7 @@ Zhu, Hong, Zhou: Data-Free Knowledge Distillation for Heterogeneous Federated Le
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -66,6 +66,7 @@ def diversity(z: Tensor, noise: Tensor) -> Tensor:
 class FedGen(Method[Server, Personal, Download, Upload]):
     """FedAvg with a generator. ``noise`` and ``hidden`` are the generator's widths; its output is as wide as the head's input."""
 
+    revision: ClassVar[int] = 2
     alpha: float = 10.0
     beta: float = 10.0
     decay: float = 0.98

@@ -8,7 +8,7 @@ Shamsian, Navon, Fetaya, Chechik: Personalized Federated Learning using Hypernet
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Delta(NamedTuple):
 class PFedHN(Method[Server, Personal, Theta, Delta]):
     """The server's hypernetwork generates every client's whole model and learns from what training changes in it."""
 
+    revision: ClassVar[int] = 2
     scope = ALL - {Role.STATS}  # running statistics belong to the model a client has trained
 
     lr: float = 1e-2

@@ -12,7 +12,7 @@ Ma, Zhang, Guo, Xu: Layer-wised Model Aggregation for Personalized Federated Lea
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ def layer_of(name: str) -> str:
 class PFedLA(Method[Server, Personal, Shared, Shared]):
     """Layer-wise mixtures of all N clients' models. N models are never held at once."""
 
+    revision: ClassVar[int] = 2
     embedding: int = 100
     hidden: int = 100
     hidden_layers: int = 3
