@@ -162,6 +162,25 @@ def test_a_diverging_client_among_lanes_is_named_and_the_rest_can_go_on(tmp_path
     assert warned == [(1, k) for k in range(len(SIZES))]
 
 
+def test_a_lane_begins_what_it_knows_and_leaves_none_idle() -> None:
+    both, known = threading.Barrier(2, timeout=60), {"a": {2, 3}, "b": {0, 1, 4}}
+
+    def job(i: int) -> Callable[[str], str]:
+        def do(lane: str) -> str:
+            if i < 4:
+                both.wait()  # two at a time
+            return lane
+
+        return do
+
+    def rank(lane: str, i: int) -> int:
+        return i not in known[lane]
+
+    assert side_by_side(["a", "b"], map(job, range(4)), rank) == ["b", "b", "a", "a"]
+    known["a"].clear()
+    assert set(side_by_side(["a", "b"], map(job, range(2)), rank)) == {"a", "b"}
+
+
 def test_few_downloads_are_made_ahead_and_nothing_is_held_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hyperfed.engine.local.AT_ONCE", 1)
     engine = with_lanes(2)(tiny_engine(METHODS["fedper"](tiny_network(), len(SIZES)), tmp_path, SIZES))

@@ -7,7 +7,7 @@ of the time, and one client's alone do not fill it (figures: benchmarks/README.m
 import logging
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -216,25 +216,29 @@ class Workers:
 WORKERS = Workers()
 
 
-def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> list[object]:
+def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]], rank: Callable[[T, int], int] = lambda lane, i: 0) -> list[object]:
     """The results of ``jobs`` in their order; each has a lane to itself while it runs. The caller makes them all and then only waits.
 
-    Once a job raises, no other is begun; of several exceptions that of the first job is raised.
+    A lane that is free begins the job of the lowest ``rank``, of those the first. Once a job raises, no other is begun; of several
+    exceptions that of the first job is raised.
     """
     made = list(jobs)  # they hold tensors that lanes read: none is freed, and its memory used again, before all lanes are done
-    waiting = deque(enumerate(made))
+    waiting, choosing = list(range(len(made))), threading.Lock()
     results: list[object] = [None] * len(made)
     problems: dict[int, BaseException] = {}
 
+    def next_for(lane: T) -> int | None:
+        with choosing:
+            if problems or not waiting:
+                return None
+            waiting.remove(i := min(waiting, key=lambda i: (rank(lane, i), i)))
+            return i
+
     def serve(lane: T) -> None:
-        while not problems:
-            try:
-                i, job = waiting.popleft()
-            except IndexError:
-                return
+        while (i := next_for(lane)) is not None:
             try:
                 with GATE.working():
-                    results[i] = job(lane)
+                    results[i] = made[i](lane)
             except BaseException as problem:
                 problems[i] = problem
 
@@ -243,7 +247,8 @@ def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]]) -> list[
     try:
         wait(serving)
     finally:  # an interrupt, too, leaves no lane at work
-        waiting.clear()
+        with choosing:
+            waiting.clear()
         wait(serving)
     if problems:
         raise problems[min(problems)]

@@ -108,8 +108,9 @@ class LocalEngine:
             if self.stop():
                 raise StopAsked
 
-        def asked(one: Callable[[Workspace], T], space: Workspace) -> T:
+        def asked(one: Callable[[Workspace], T], k: int, space: Workspace) -> T:
             ask()
+            space.met.add(k)
             return one(space)
 
         if self.lanes == 1 or type(self.guard) is not Guard:
@@ -120,13 +121,20 @@ class LocalEngine:
         while len(self._spaces) < self.lanes:
             self._spaces.append(self.space.another() if self._spaces else self.space)
         for start in range(0, len(ids), AT_ONCE * self.lanes):
+            some = ids[start : start + AT_ONCE * self.lanes]
             self._read = []
             try:
-                some = [partial(asked, job(k)) for k in ids[start : start + AT_ONCE * self.lanes]]
-                came = cast(list[T], side_by_side(self._spaces, some))
+                yield from cast(list[T], side_by_side(self._spaces, [partial(asked, job(k), k) for k in some], self._rank(some)))
             finally:
                 self._read = None
-            yield from came
+
+    def _rank(self, ids: list[int]) -> Callable[[Workspace, int], int]:
+        """For a model the clients first that it has met, then those that none has: the steps of their sizes are recorded once."""
+
+        def rank(space: Workspace, i: int) -> int:
+            return 0 if ids[i] in space.met else 1 + any(ids[i] in other.met for other in self._spaces)
+
+        return rank
 
     def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
         """See :class:`~hyperfed.engine.round.Engine`. Raises StopAsked between two clients when asked to stop."""

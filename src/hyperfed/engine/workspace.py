@@ -78,6 +78,8 @@ class Workspace:
         self.tensors = [t.detach() for t in self.live.values()]
         self.has_batch_norm = Role.STATS in model.roles.values()
         self.recorder = Recorder(device, self.gpu.graphs) if device.type == "cuda" else None
+        self.met: set[int] = set()
+        """Clients that have trained here beside others on models of their own."""
         self._standing: dict[Hashable, Standing] = {}
         self._places: dict[Hashable, Params] = {}
 
