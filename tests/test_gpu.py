@@ -1,219 +1,23 @@
-"""What keeps a GPU busy changes no number. The tests of the GPU itself need one; those of the lanes and of the optimiser do not."""
+"""What keeps a GPU busy changes no number. The tests of the GPU itself need one; those of the optimiser and of replays do not."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hyperfed.core import ALL, Role, Round, UserError, flatten
-from hyperfed.engine.gpu import Gate, Gpu, prepare_gpu, side_by_side
+from hyperfed.core import ALL, Role
+from hyperfed.engine.gpu import Gpu, prepare_gpu
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.optim import Optim, Standing
-from hyperfed.engine.round import Finetune, StopAsked, play
-from hyperfed.engine.workspace import Images, Local, NonFiniteLoss, Workspace
+from hyperfed.engine.workspace import Images, Local, Workspace
 from hyperfed.methods import METHODS
-from hyperfed.models import HyperModel, Hypernet
+from played import SIZES, assert_same, played
 from problems import tiny_engine, tiny_images, tiny_network
 
-SIZES = (20, 23, 30, 17, 20)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-def played(name: str, hyper: bool, folder: Path, change: Callable[[LocalEngine], LocalEngine], rounds: int = 3) -> dict[str, Any]:
-    """The server's and the clients' tensors, losses and scores after some rounds, of which the last has another learning rate."""
-    network = tiny_network()
-    method = METHODS[name](HyperModel(network, Hypernet(embedding=4)) if hyper else network, len(SIZES))
-    optim = Optim(lr=0.05, schedule="multistep", milestones=(0.2,))
-    engine = change(tiny_engine(method, folder, SIZES, optim=optim, local=Local(2, 8)))
-    server, out = method.init_server(engine.initial()), dict[str, Any]()
-    everyone = torch.arange(len(SIZES))
-    for number in range(1, rounds + 1):
-        rnd = Round(number, everyone, torch.tensor(SIZES))
-        server, out[f"losses {number}"] = play(method, server, rnd, engine, lambda *a: None)
-        scores = engine.evaluate(rnd, lambda k, rnd=rnd, server=server: method.download(server, rnd, k), Finetune(1, 0.03125))
-        out[f"scores {number}"] = list(scores)
-    out |= {f"server {n}": t.cpu() for n, t in flatten(server).items()}
-    return out | {f"{k} {n}": t.cpu() for k in range(len(SIZES)) for n, t in flatten(engine.state(k)).items()}
-
-
-def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name], name
-
-
-def with_lanes(number: int) -> Callable[[LocalEngine], LocalEngine]:
-    def change(engine: LocalEngine) -> LocalEngine:
-        engine.lanes = number
-        return engine
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("name", "hyper"),
-    [
-        ("fedavg", False),
-        ("fedavg", True),
-        ("fedrep", False),
-        ("fedfomo", False),
-        ("pfedhn", False),
-        ("perfedavg", False),
-        ("perfedavg", True),
-    ],
-)
-def test_clients_side_by_side_leave_the_bits_of_clients_in_turn(name: str, hyper: bool, tmp_path: Path) -> None:
-    assert_same(played(name, hyper, tmp_path / "one", lambda e: e), played(name, hyper, tmp_path / "three", with_lanes(3)))
-
-
-def test_who_records_is_alone() -> None:
-    gate, busy, alone, wrong = Gate(), set[int](), list[int](), list[str]()
-
-    def lane(me: int) -> None:
-        with gate.working():
-            for step in range(40):
-                gate.give_way()
-                if step % 8 == me:
-                    with gate.alone():
-                        alone.append(me)
-                        time.sleep(0.001)
-                        wrong.extend(f"{other} beside {me}" for other in busy)
-                        wrong.extend(f"{me} not alone" for _ in alone[1:])
-                        alone.clear()
-                else:
-                    busy.add(me)
-                    time.sleep(0.001)
-                    busy.discard(me)
-
-    threads = [threading.Thread(target=lane, args=(me,), daemon=True) for me in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert not wrong
-    with gate.alone():  # also of someone who is no lane
-        gate.give_way()
-
-
-def test_the_first_job_that_fails_is_told_and_none_is_left_at_work() -> None:
-    done, wait = list[int](), threading.Event()
-
-    def job(i: int) -> Callable[[str], int]:
-        def do(lane: str) -> int:
-            if i == 1:
-                wait.set()
-                raise ValueError("the second")
-            wait.wait(60)
-            time.sleep(0.02)
-            done.append(i)
-            return i
-
-        return do
-
-    with pytest.raises(ValueError, match="the second"):
-        side_by_side(["a", "b"], map(job, range(200)))
-    assert 0 in done and len(done) < 199
-
-
-def test_jobs_run_at_the_same_time_and_answer_in_their_order() -> None:
-    met, made_in = threading.Barrier(3, timeout=60), list[str]()
-
-    def jobs() -> Iterator[Callable[[str], tuple[int, str]]]:
-        for i in range(6):
-            made_in.append(threading.current_thread().name)
-
-            def job(lane: str, i: int = i) -> tuple[int, str]:
-                met.wait()  # passes only where three jobs run at once
-                return i, lane
-
-            yield job
-
-    came: list[Any] = side_by_side(["a", "b", "c"], jobs())
-    threads = {t.ident for t in threading.enumerate() if t.name.startswith("lane-")}
-    assert [i for i, _ in came] == list(range(6))
-    assert {lane for _, lane in came[:3]} == {"a", "b", "c"}
-    assert set(made_in) == {threading.current_thread().name}
-    assert side_by_side(["d"], iter([lambda lane: lane])) == ["d"]
-    assert {t.ident for t in threading.enumerate() if t.name.startswith("lane-")} == threads  # they stay, and serve whoever comes
-
-
-def test_a_diverging_client_among_lanes_is_named_and_the_rest_can_go_on(tmp_path: Path) -> None:
-    warned: list[tuple[int, int]] = []
-
-    def broken(on_nan: str) -> Callable[[LocalEngine], LocalEngine]:
-        def change(engine: LocalEngine) -> LocalEngine:
-            engine = with_lanes(2)(engine)
-            engine.on_nan, engine.warn = on_nan, lambda number, k, text: warned.append((number, k))
-            engine.optim = replace(engine.optim, lr=1e30)
-            return engine
-
-        return change
-
-    with pytest.raises(NonFiniteLoss, match="client 0 is not finite in round 1"):
-        played("fedavg", False, tmp_path / "stop", broken("stop"))
-    played("fedavg", False, tmp_path / "skip", broken("skip"), rounds=1)
-    assert warned == [(1, k) for k in range(len(SIZES))]
-
-
-def test_a_lane_begins_what_it_knows_and_leaves_none_idle() -> None:
-    both, known = threading.Barrier(2, timeout=60), {"a": {2, 3}, "b": {0, 1, 4}}
-
-    def job(i: int) -> Callable[[str], str]:
-        def do(lane: str) -> str:
-            if i < 4:
-                both.wait()  # two at a time
-            return lane
-
-        return do
-
-    def rank(lane: str, i: int) -> int:
-        return i not in known[lane]
-
-    assert side_by_side(["a", "b"], map(job, range(4)), rank) == ["b", "b", "a", "a"]
-    known["a"].clear()
-    assert set(side_by_side(["a", "b"], map(job, range(2)), rank)) == {"a", "b"}
-
-
-def test_few_downloads_are_made_ahead_and_nothing_is_held_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hyperfed.engine.local.AT_ONCE", 1)
-    engine = with_lanes(2)(tiny_engine(METHODS["fedper"](tiny_network(), len(SIZES)), tmp_path, SIZES))
-    made, begun, turn = list[int](), list[tuple[int, int]](), engine.turn
-    server = engine.method.init_server(engine.initial())
-    rnd = Round(1, torch.arange(len(SIZES)), torch.tensor(SIZES))
-
-    def download(k: int) -> Any:
-        made.append(k)
-        return engine.method.download(server, rnd, k)
-
-    def counting(k: int, *rest: Any) -> Any:
-        begun.append((k, len(made)))
-        return turn(k, *rest)
-
-    monkeypatch.setattr(engine, "turn", counting)
-    assert [reply.client for reply in engine.train(rnd, download)] == [0, 1, 2, 3, 4]
-    assert sorted(begun) == [(0, 2), (1, 2), (2, 4), (3, 4), (4, 5)]
-    engine.commit(1)
-    turn(0, 2, download(0), engine.space)  # as a process of a federation does, which plays no round
-    assert engine._read is None and not engine._staged
-
-
-def test_lanes_stop_between_two_clients(tmp_path: Path) -> None:
-    asked: list[int] = []
-
-    def change(engine: LocalEngine) -> LocalEngine:
-        engine = with_lanes(2)(engine)
-        engine.stop = lambda: len(asked) > 2 or bool(asked.append(1))
-        return engine
-
-    with pytest.raises(StopAsked):
-        played("fedavg", False, tmp_path, change)
 
 
 def test_a_standing_optimiser_begins_as_if_new() -> None:
@@ -260,12 +64,6 @@ def test_optimisers_are_told_apart_by_all_that_a_step_depends_on() -> None:
     }
     assert len(kinds) == 7
     assert kind(Optim(lr=0.1), a) == kind(Optim(lr=0.9), a)  # the rate is a tensor that a recorded step reads
-
-
-@pytest.mark.parametrize("lanes", [0, 33])
-def test_numbers_of_lanes_that_cannot_be_are_refused(lanes: int) -> None:
-    with pytest.raises(UserError, match=rf"gpu.lanes = {lanes} is not valid: must be a whole number from 1 to 32"):
-        Gpu(lanes=lanes)
 
 
 class Replays:
