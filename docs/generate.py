@@ -160,10 +160,8 @@ def paper_scale(level: float, folder: str) -> str:
     reached = [next(e for e in run.evaluations if 100 * e["before"]["weighted"] >= level) for run in runs]
     sent, rounds = both([e["bytes"] / 1e9 for e in reached], 2), both([e["round"] for e in reached], 0)
     text = f"HFN and FedAvg have {after} % after fine-tuning, {before} % before it (of all clients, weighted; one seed, round "
-    text += (
-        f"{runs[0].last['round']}). They come to {level:g} % before fine-tuning with {sent} GB of all clients' traffic, rounds {rounds} "
-    )
-    text += "(looked at every fourth)."
+    text += f"{runs[0].last['round']}). They come to {level:g} % before fine-tuning with {sent} GB of all clients' traffic, "
+    text += f"rounds {rounds} (looked at every fourth)."
     return f"{text}\n\n![CIFAR-10 non-IID, 100 clients, 150 rounds: accuracy over the bytes sent]({folder}/paper_cifar10.png)\n"
 
 
