@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -264,6 +266,23 @@ def test_progress_never_goes_back(tmp_path: Path) -> None:
     sweep = Sweep(Store(tmp_path / "store"), tmp_path / "work", {}, progress=lambda rounds: heard.append(sum(rounds.values())))
     sweep.play(plan("table2", SMOKE))
     assert heard == sorted(heard) and max(heard) >= 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_ctrl_c_amid_a_fork_is_not_lost(tmp_path: Path) -> None:
+    """What a handler raises in the hooks that run at a fork is dropped by Python: the sweep must stop all the same."""
+    pressed: list[int] = []
+
+    def press() -> None:
+        if not pressed:
+            pressed.append(os.getpid())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    os.register_at_fork(after_in_parent=press)  # for good: it cannot be taken back
+    store = Store(tmp_path / "store")
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(store, tmp_path / "work", {}).play(plan("table2", SMOKE))
+    assert pressed and not list(tmp_path.rglob("*-s1-*.json")), "stopped in its first run"
 
 
 def test_versions_are_not_mixed(played: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hyperfed.core.files import lock, write_json
 from hyperfed.evidence.plans import Cell
 from hyperfed.evidence.store import Store
 from hyperfed.main import EXIT_DIVERGED, EXIT_INTERRUPTED
-from hyperfed.processes import die_with_parent
+from hyperfed.processes import die_with_parent, interruptible
 from hyperfed.run.checkpoint import available
 
 POLL_SECONDS = 0.5
@@ -62,32 +62,42 @@ class Sweep:
     _starts: Counter[Cell] = field(default_factory=Counter)
 
     def play(self, cells: Sequence[Cell]) -> Outcome:
-        """Run what is missing, in the order of the plan. Stops starting runs at the deadline, and has those under way save and stop."""
+        """Run what is missing, in the order of the plan. Stops starting runs at the deadline, and has those under way save and stop.
+
+        Raises KeyboardInterrupt after Ctrl-C, when those under way have stopped; it is noted and not raised where it arrives:
+        what is raised amid a fork, Python drops.
+        """
         out, running = Outcome(), list[Worker]()
         waiting = [cell for cell in dict.fromkeys(cells) if not self._settled(cell, out)]
-        try:
-            while waiting or running:
-                late = self.deadline is not None and time.monotonic() >= self.deadline
-                while waiting and len(running) < self.workers and not late:
-                    self._begin(waiting.pop(0), out, running)
-                if late:
-                    self._stop(running, out)
-                    break
-                over = {cell: int(cell.composed()["rounds"]) for cell in (*out.finished, *out.failed)}
-                self.progress(over | {w.cell: rounds_done(w.folder) for w in running})
-                for worker in [w for w in running if w.process.poll() is not None]:
-                    running.remove(worker)
-                    if worker.process.returncode < 0 and self._starts[worker.cell] < STARTS:
-                        waiting.insert(0, worker.cell)
-                    else:
-                        self._end(worker, out)
-                    os.close(worker.lock)
-                if running:
-                    time.sleep(POLL_SECONDS)
-        finally:
-            self._stop(running, out)
+        with interruptible() as asked:
+            try:
+                while (waiting or running) and not asked():
+                    late = self.deadline is not None and time.monotonic() >= self.deadline
+                    while waiting and len(running) < self.workers and not late and not asked():
+                        self._begin(waiting.pop(0), out, running)
+                    if late:
+                        break
+                    self._look(running, waiting, out)
+            finally:
+                self._stop(running, out)
+            if asked():
+                raise KeyboardInterrupt
         out.left += waiting
         return out
+
+    def _look(self, running: list[Worker], waiting: list[Cell], out: Outcome) -> None:
+        """Tell how far the runs are and settle those that have ended; then wait a little."""
+        over = {cell: int(cell.composed()["rounds"]) for cell in (*out.finished, *out.failed)}
+        self.progress(over | {w.cell: rounds_done(w.folder) for w in running})
+        for worker in [w for w in running if w.process.poll() is not None]:
+            running.remove(worker)
+            if worker.process.returncode < 0 and self._starts[worker.cell] < STARTS:
+                waiting.insert(0, worker.cell)
+            else:
+                self._end(worker, out)
+            os.close(worker.lock)
+        if running:
+            time.sleep(POLL_SECONDS)
 
     def _begin(self, cell: Cell, out: Outcome, running: list[Worker]) -> None:
         """Start the cell's run, unless another sweep is at it or has just finished it."""

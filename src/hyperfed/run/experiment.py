@@ -1,6 +1,5 @@
 """A run from start (or its last checkpoint) to end, with everything it leaves in its folder."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from hyperfed.engine.round import Keeper, StopAsked, gather, sample, settle
 from hyperfed.engine.store import Row, Rows, Store
 from hyperfed.engine.workspace import NonFiniteLoss
 from hyperfed.models import HyperModel
+from hyperfed.processes import interruptible
 from hyperfed.run import checkpoint, origin
 from hyperfed.run.build import Federation, build, server_type
 from hyperfed.run.claim import Claim
@@ -52,28 +52,6 @@ class Clock:
     def read(self) -> tuple[float, float]:
         """Seconds so far: wall, CPU of all threads."""
         return self.seconds + time.perf_counter() - self._start[0], self.cpu_seconds + time.process_time() - self._start[1]
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the run to stop after the present client; a second one stops it at once."""
-    asked = False
-
-    def ask(signum: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread: nothing to catch
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Experiment:
