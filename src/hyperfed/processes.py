@@ -73,13 +73,27 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def start(command: list[str], home: Path, log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start one of Flower's programs in the background."""
+    """Start one of Flower's programs in the background. :class:`Stopped` waits for it: what is raised amid a fork, Python drops."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    program = str(Path(sys.executable).with_name(command[0]))
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [program, *command[1:]], env={**environment(home), **(extra or {})}, stdout=file, stderr=file, preexec_fn=die_with_parent
-        )
+    program, env = str(Path(sys.executable).with_name(command[0])), {**environment(home), **(extra or {})}
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
+    def prepare() -> None:
+        die_with_parent()
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+    process = None
+    try:
+        try:
+            with log.open("ab") as file:
+                process = subprocess.Popen([program, *command[1:]], env=env, stdout=file, stderr=file, preexec_fn=prepare)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    except Stopped:
+        if process is not None:
+            stop(process)
+        raise
+    return process
 
 
 def stop(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:

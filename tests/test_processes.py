@@ -1,0 +1,39 @@
+"""Programs in the background."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hyperfed.processes import Stopped, start, stop, stopping
+
+PYTHON = Path(sys.executable).name
+
+
+@pytest.mark.filterwarnings("error")
+def test_sigterm_amid_a_fork_is_not_lost(tmp_path: Path) -> None:
+    """Python drops what a handler raises in the hooks that run at a fork; a service manager sends SIGTERM but once."""
+    pressed: list[int] = []
+
+    def press() -> None:
+        if not pressed:
+            pressed.append(os.getpid())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    os.register_at_fork(after_in_parent=press)  # for good: it cannot be taken back
+    with pytest.raises(Stopped), stopping():
+        start([PYTHON, "-c", "pass"], tmp_path, tmp_path / "log.txt")
+    assert pressed
+
+
+def test_what_is_started_hears_sigterm(tmp_path: Path) -> None:
+    """The signals that wait while it starts do not wait in it, too."""
+    process = start([PYTHON, "-c", "import time; print('up', flush=True); time.sleep(60)"], tmp_path, tmp_path / "log.txt")
+    deadline = time.monotonic() + 30
+    while (tmp_path / "log.txt").read_text() != "up\n" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop(process, grace=1.0)
+    assert process.returncode == -signal.SIGTERM
