@@ -74,8 +74,8 @@ def methods_digits() -> str:
     return seeds_table(group_by_seed(kept("methods_digits")))
 
 
-def evidence(name: str, ask: Ask) -> str:
-    """docs/evidence.md: a table or figure of the HyperFedNet paper, as far as it has been run."""
+def evidence(name: str, ask: Ask, part: str = "") -> str:
+    """docs/evidence.md: a table or figure of the HyperFedNet paper, as far as it has been run; its pictures in docs/img/``part``."""
     store = Store(ROOT / "results/evidence")
     found = entries(plan(name, ask), store, NOWHERE)
     if store.damaged:
@@ -86,9 +86,9 @@ def evidence(name: str, ask: Ask) -> str:
         text += f" Nothing has been run for {', '.join(missing)}."
     if not begun:
         return text + "\n"
-    tables, images = result(name, {cell: entry for cell, entry in found.items() if (cell.dataset, cell.split) in begun}, IMAGES)
-    parts = [f"{table.caption}\n\n{markdown(table.columns, table.rows)}\n{table.note}" for table in tables]
-    return "\n\n".join([text, *parts, *(f"![{image.alt}](img/{image.path.name})" for image in images)]) + "\n"
+    tables, images = result(name, {cell: entry for cell, entry in found.items() if (cell.dataset, cell.split) in begun}, IMAGES / part)
+    shown = [f"![{image.alt}]({image.path.relative_to(ROOT / 'docs').as_posix()})" for image in images]
+    return "\n\n".join([text, *shown, *(f"{t.caption}\n\n{markdown(t.columns, t.rows)}\n{t.note}" for t in tables)]) + "\n"
 
 
 def before_and_after(scale: str) -> str:
@@ -179,8 +179,8 @@ BLOCKS = {
     "properties": properties_table,
     "methods_digits": methods_digits,
     "table2_mini": lambda: evidence("table2", Ask("mini")),
-    "table2_seeds": lambda: evidence("table2", Ask("mini", ("cifar10", "cifar100"), ("non-IID",), SEEDS_OF, (1, 2, 3))),
-    "table2_paper": lambda: evidence("table2", Ask("paper", ("mnist", "cifar10"), methods=("HFN", "FedAvg", "FedPer", "Local"))),
+    "table2_seeds": lambda: evidence("table2", Ask("mini", ("cifar10", "cifar100"), ("non-IID",), SEEDS_OF, (1, 2, 3)), "three_seeds"),
+    "table2_paper": lambda: evidence("table2", Ask("paper", ("mnist", "cifar10"), methods=("HFN", "FedAvg", "FedPer", "Local")), "paper"),
     "table3_mini": lambda: evidence("table3", Ask("mini")),
     "table4_mini": lambda: evidence("table4", Ask("mini", ("cifar10",))),
     "readings_mini": lambda: evidence("readings", Ask("mini", ("cifar10", "cifar100"))),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from hyperfed.core import UserError
+from hyperfed.evidence import figures
 from hyperfed.evidence.command import main
 from hyperfed.evidence.plans import CANDIDATES, PLANS, TABLE2, TRIED, Ask, Cell, over_hypernetwork, plan
 from hyperfed.evidence.store import Store
@@ -303,12 +305,27 @@ def test_a_cell_says_how_complete_it_is(played: Path, tmp_path: Path) -> None:
     assert table.rows[0][1].endswith("(1 of 2 seeds)") and table.rows[1][1].endswith("(1 of 2 seeds, seed 2: 4 of 2 rounds)")
 
 
+def test_table2_as_a_picture(played: Path, tmp_path: Path) -> None:
+    """A dot for every method that has a run, hollow where seeds are missing; nothing without runs."""
+
+    def dots(ask: Ask, face: str) -> int:
+        path = figures.table2(entries(plan("table2", ask), Store(played), tmp_path), tmp_path / "table2.svg")
+        assert path is not None and "digits IID" in path.read_text()
+        return len(re.findall(f'<use [^>]*style="fill: {face}; stroke: #0072b2', path.read_text()))
+
+    whole, part = replace(SMOKE, methods=("FedAvg", "FedPer", "HFN")), replace(SMOKE, seeds=(1, 2))
+    assert dots(whole, "#0072b2") - dots(part, "#0072b2") == 2 and dots(part, "#ffffff") - dots(whole, "#ffffff") == 2
+    nothing = entries(plan("table2", whole), Store(tmp_path / "empty"), tmp_path)
+    assert figures.table2(nothing, tmp_path / "none.png") is None and not (tmp_path / "none.png").exists()
+
+
 def test_a_page_of_a_reproduction(played: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["table2", "scale=smoke", "dataset=digits", "partition=IID", "method=FedAvg,FedPer,HFN", "--show"]
     assert main([*settings, "--results", str(played), "--work", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
     assert "2 of 3 cells complete" in capsys.readouterr().out
     folder = tmp_path / "out/table2-smoke"
-    assert {p.name for p in folder.iterdir()} == {"index.html", "table2.md", "table2.tex", "table2.csv", "table2-cells.csv"}
+    written = {p.name for p in folder.iterdir()}
+    assert written == {"index.html", "table2-cells.csv", *(f"table2.{kind}" for kind in ("md", "tex", "csv", "png", "svg"))}
     assert (folder / "table2.csv").read_text().splitlines()[0] == "method,IID: ours,IID: paper,IID: difference,IID: learning rate"
     assert "0 of 1 seeds" in (folder / "table2.md").read_text() and "2 of 3 cells complete" in (folder / "index.html").read_text()
     (run, _) = (read_run(p) for p in sorted(played.rglob("*.json")))

@@ -1,21 +1,27 @@
-"""Figures 3 and 5 of the paper, and Table 3 as a picture, from the store."""
+"""Figures 3 and 5 of the paper, and Tables 2 and 3 as pictures, from the store."""
 
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from hyperfed.evidence.plans import Cell
+from hyperfed.evidence import paper
+from hyperfed.evidence.plans import TABLE2, Cell
 from hyperfed.evidence.tables import ACCURACY, SPREAD, Entry, number
 from hyperfed.report.html import Table
 from hyperfed.report.plots import COLOURS, DASHES
+from hyperfed.report.seeds import deviation
 from hyperfed.report.similarity import borders, distance, group_of_clients, separation
 
 FREE_EMBEDDINGS = "hypernet.pace.embed=1"
+THEIRS: dict[str, Any] = {"color": COLOURS[1], "markerfacecolor": "none", "markersize": 5}
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "ncols": 2}
 
 
 def canvas(columns: int, size: tuple[float, float], draw: Callable[..., None], path: Path, rows: int = 1) -> Path:
@@ -31,6 +37,46 @@ def canvas(columns: int, size: tuple[float, float], draw: Callable[..., None], p
 def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def table2(found: dict[Cell, Entry], path: Path) -> Path | None:
+    """Table 2 as a picture: each method's accuracy and the paper's, joined by a line; a panel a data set and partition."""
+    panels = list(dict.fromkeys((c.split, c.dataset) for c, e in found.items() if e.runs))
+    if not panels:
+        return None
+    splits, datasets = list(dict.fromkeys(s for s, _ in panels)), list(dict.fromkeys(d for _, d in panels))
+    methods = [m for m in TABLE2 if any(c.row == m and e.runs for c, e in found.items())][::-1]
+
+    def draw(figure: Figure, grid: np.ndarray) -> None:
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for split, data in panels:
+            axes = grid[splits.index(split), datasets.index(data)]
+            axes.set_axis_on()
+            _plain(axes)
+            for cell, entry in found.items():
+                if (cell.split, cell.dataset) == (split, data) and entry.runs:
+                    _ours_and_theirs(axes, methods.index(cell.row), entry, paper.accuracy(cell.row, data, split))
+            axes.set_title(f"{data} {split}", fontsize=9, loc="left")
+            names = methods if datasets.index(data) == 0 or (split, datasets[0]) not in panels else [""] * len(methods)
+            axes.set_yticks(range(len(methods)), labels=names, fontsize=8)
+            axes.set_ylim(-0.6, len(methods) - 0.4)
+            axes.set_xlabel("accuracy after fine-tuning (%)", fontsize=8)
+            axes.tick_params(axis="x", labelsize=8)
+        signs = [Line2D([], [], linestyle="", marker="o", color=COLOURS[0]), Line2D([], [], linestyle="", marker="D", **THEIRS)]
+        figure.legend(signs, ["ours (hollow: some seeds only; bar: one standard deviation)", "paper"], loc="outside lower left", **LEGEND)
+
+    size = (1.2 + 2.3 * len(datasets), 0.6 + (0.9 + 0.19 * len(methods)) * len(splits))
+    return canvas(len(datasets), (max(size[0], 5.0), size[1]), draw, path, len(splits))
+
+
+def _ours_and_theirs(axes: Axes, at: int, entry: Entry, theirs: float | None) -> None:
+    ours = fmean(entry.values)
+    if theirs is not None:
+        axes.plot([ours, theirs], [at, at], color="#bbbbbb", linewidth=1.4, zorder=1)
+        axes.plot([theirs], [at], marker="D", zorder=3, **THEIRS)
+    face = "white" if entry.state else COLOURS[0]
+    axes.errorbar([ours], [at], xerr=deviation(entry.values), fmt="o", color=COLOURS[0], markerfacecolor=face, capsize=3)
 
 
 def pace(cell: Cell) -> str:
