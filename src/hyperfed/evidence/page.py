@@ -85,7 +85,7 @@ def show(experiment: str, cells: Sequence[Cell], store: Store, work: Path, out: 
         lead.append(Caution(f"Damaged files, left out and counted as not run: {len(store.damaged)} ({names})."))
     runs = [run for entry in found.values() for run in entry.runs]
     detail = [section_of(name, groups) for name, groups in settings(runs).items()] if runs else []
-    write_text(folder / "index.html", build_page(TITLES[experiment], [Section("Ours and the paper's", [*made, *images]), *detail], lead))
+    write_text(folder / "index.html", build_page(TITLES[experiment], [Section("Ours and the paper's", [*images, *made]), *detail], lead))
     console.print(f"{completeness(found)}; page, tables and pictures: {folder}")
 
 
