@@ -156,7 +156,7 @@ def test_replayed_steps_and_lanes_leave_the_bits_of_plain_steps(name: str, hyper
 
 
 @needs_gpu
-def test_what_is_recorded_last_is_kept_and_the_bits_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_much_to_record_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = played("fedavg", False, tmp_path / "plain", on_gpu(False, 1, "fp32"))
     monkeypatch.setattr("hyperfed.engine.gpu.MOST_RECORDED", 2)
     made: list[LocalEngine] = []

@@ -1,19 +1,25 @@
 """Clients trained side by side change no number: what can be seen of it without a GPU."""
 
+import gc
+import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
 
 from hyperfed.core import Round, UserError
+from hyperfed.engine import gpu
 from hyperfed.engine.gpu import Gate, Gpu, side_by_side
 from hyperfed.engine.local import LocalEngine
-from hyperfed.engine.round import StopAsked
+from hyperfed.engine.round import Finetune, StopAsked
 from hyperfed.engine.workspace import NonFiniteLoss
 from hyperfed.methods import METHODS
 from played import SIZES, assert_same, played
@@ -135,6 +141,78 @@ def test_a_lane_begins_what_it_knows_and_leaves_none_idle() -> None:
     assert set(side_by_side(["a", "b"], map(job, range(2)), rank)) == {"a", "b"}
 
 
+def test_what_breaks_outside_a_job_is_told_and_what_broke_is_not_held() -> None:
+    def rank(lane: str, i: int) -> int:
+        raise LookupError("no rank")
+
+    with pytest.raises(LookupError, match="no rank"):
+        side_by_side(["a", "b"], [lambda lane: lane] * 3, rank)
+
+    class Large:
+        """What a job holds."""
+
+    held = list[weakref.ref[Large]]()
+
+    def job(lane: str) -> None:
+        large = Large()
+        held.append(weakref.ref(large))
+        raise ValueError("broken")
+
+    gc.disable()
+    try:
+        try:
+            side_by_side(["a"], [job])
+        except ValueError as problem:
+            assert str(problem) == "broken"
+        assert held[0]() is None, "freed without a search for circles"
+    finally:
+        gc.enable()
+
+
+def test_a_lane_has_the_same_thread_every_time() -> None:
+    def thread(lane: str) -> str:
+        return threading.current_thread().name
+
+    assert [side_by_side([lane], [thread]) for lane in "ab"] == [["lane-0"]] * 2
+    both = threading.Barrier(2, timeout=60)
+
+    def at_once(lane: str) -> tuple[str, str]:
+        both.wait()
+        return lane, thread(lane)
+
+    assert {*side_by_side(["a", "b"], [at_once] * 2)} == {("a", "lane-0"), ("b", "lane-1")}
+
+
+def test_two_recorders_share_no_stream_while_there_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch hands out 32 streams in turn."""
+
+    class Worker:
+        """Stands for a recorder."""
+
+    handed_out = itertools.cycle(range(32))
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: SimpleNamespace(cuda_stream=next(handed_out)))
+    monkeypatch.setattr(gpu, "_on_stream", WeakValueDictionary())
+    at_work = [Worker() for _ in range(32)]
+    device = torch.device("cpu")
+    first = gpu.own_stream(device).cuda_stream
+    for worker in at_work:
+        gpu._on_stream[gpu.own_stream(device).cuda_stream] = worker  # type: ignore[assignment]
+    assert len(gpu._on_stream) == 32
+    gpu.own_stream(device)  # all are taken: any
+    gone = next(n for n, worker in gpu._on_stream.items() if worker is at_work[7])
+    del at_work[7], worker
+    assert gpu.own_stream(device).cuda_stream == gone != first
+
+
+def test_tensors_that_do_not_fit_their_place_are_refused(tmp_path: Path) -> None:
+    space = tiny_engine(METHODS["fedavg"](tiny_network(), len(SIZES)), tmp_path, SIZES).space
+    first = space.place("key", {"a": torch.ones(3)})
+    assert space.place("key", {"a": torch.full((3,), 2.0)})["a"] is first["a"] and first["a"].tolist() == [2.0] * 3
+    for wrong in ({"a": torch.ones(1)}, {"a": torch.ones(3, dtype=torch.float64)}, {}, {"a": torch.ones(3), "b": torch.ones(3)}):
+        with pytest.raises(ValueError, match="steps cannot be replayed"):
+            space.place("key", wrong)
+
+
 def test_few_downloads_are_made_ahead_and_nothing_is_held_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hyperfed.engine.local.AT_ONCE", 1)
     engine = with_lanes(2)(tiny_engine(METHODS["fedper"](tiny_network(), len(SIZES)), tmp_path, SIZES))
@@ -174,6 +252,22 @@ def test_a_diverging_client_among_lanes_is_named_and_the_rest_can_go_on(tmp_path
         played("fedavg", False, tmp_path / "stop", broken("stop"))
     played("fedavg", False, tmp_path / "skip", broken("skip"), rounds=1)
     assert warned == [(1, k) for k in range(len(SIZES))]
+
+
+def test_clients_whose_fine_tuning_breaks_are_named_in_their_order(tmp_path: Path) -> None:
+    engine = with_lanes(3)(tiny_engine(METHODS["fedavg"](tiny_network(), len(SIZES)), tmp_path, SIZES))
+    told: list[int] = []
+    engine.on_nan, engine.warn = "skip", lambda number, k, text: told.append(k)
+    rnd, server = Round(1, torch.arange(len(SIZES)), torch.tensor(SIZES)), engine.method.init_server(engine.initial())
+    for turn in range(6):
+        for space in engine._spaces:  # so that the last clients are begun first
+            space.met = {4 - turn % 3}
+        scores = list(engine.evaluate(rnd, lambda k: engine.method.download(server, rnd, k), Finetune(1, 1e30)))
+        assert told == [0, 1, 2, 3, 4] and all(s.before == s.after for s in scores)
+        told.clear()
+    engine.on_nan = "stop"
+    with pytest.raises(NonFiniteLoss, match="client 0 "):
+        list(engine.evaluate(rnd, lambda k: engine.method.download(server, rnd, k), Finetune(1, 1e30)))
 
 
 def test_lanes_stop_between_two_clients(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ of the time, and one client's alone do not fill it (figures: benchmarks/README.m
 import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ T = TypeVar("T")
 Body = Callable[[Tensor], Tensor]
 """Indices of a batch [B] -> a scalar; everything else it reads or changes stays where it is in memory."""
 MOST_RECORDED = 512
+"""Steps of further kinds and sizes are run as they are. No graph is given up for them: with it would go the memory that cuBLAS works in on
+its stream, where the stream's other graphs go on writing."""
 MOST_LANES = 32
-"""PyTorch hands out so many streams."""
+"""PyTorch hands out so many streams, then the first again."""
 _giving = threading.Lock()
 """Held while a step is given to the GPU, which works on many lanes' at once: all backward passes of a process are given by one thread of
 autograd, whose cuDNN and cuBLAS handles would otherwise go back and forth between lanes."""
@@ -127,9 +129,10 @@ class Recorder:
     """Runs bodies on one stream. The first time a body of some kind and size is run as it is, and then recorded; later it is replayed."""
 
     def __init__(self, device: torch.device, graphs: bool) -> None:
-        self.stream, self.graphs = torch.cuda.Stream(device), graphs
+        self.stream, self.graphs = own_stream(device), graphs
+        _on_stream[self.stream.cuda_stream] = self
         self.pool = torch.cuda.graph_pool_handle() if graphs else None
-        self.recorded: OrderedDict[tuple[Hashable, int], Recorded] = OrderedDict()
+        self.recorded: dict[tuple[Hashable, int], Recorded] = {}
         self._broken: list[torch.cuda.CUDAGraph] = []
 
     def __call__(self, kind: Hashable, body: Body, index: Tensor) -> Tensor:
@@ -137,12 +140,11 @@ class Recorder:
         key = (kind, len(index))
         GATE.give_way()
         if (found := self.recorded.get(key)) is not None:
-            self.recorded.move_to_end(key)
             with _giving:
                 found.batch.copy_(index)
                 found.graph.replay()
                 return found.result.clone()  # the next graph may write there
-        if kind is None or not self.graphs:
+        if kind is None or not self.graphs or len(self.recorded) >= MOST_RECORDED:
             with _giving:
                 return body(index)
         with GATE.alone():
@@ -165,8 +167,6 @@ class Recorder:
             log.warning("steps are not recorded (gpu.graphs=false does the same): %s", str(problem).split("\n")[0])
             return
         self.recorded[key] = Recorded(graph, batch, result)
-        if len(self.recorded) > MOST_RECORDED:
-            self.recorded.popitem(last=False)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -183,28 +183,41 @@ class Recorder:
             outer.wait_stream(self.stream)
 
 
+_on_stream: WeakValueDictionary[int, Recorder] = WeakValueDictionary()
+
+
+def own_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that no recorder works on, as long as there is one: the end of one's graphs would take the memory of the other's."""
+    for _ in range(MOST_LANES):
+        stream = torch.cuda.Stream(device)
+        if stream.cuda_stream not in _on_stream:
+            break
+    return stream
+
+
 class Workers:
-    """Threads that never end: what cuDNN has planned belongs to the thread it was planned in, and to plan it again takes long."""
+    """Threads that never end: what cuDNN has planned belongs to the thread it was planned in, and to plan it again takes long.
+
+    A lane always has the same one: cuBLAS keeps memory for every thread on every stream that the thread has worked on.
+    """
 
     def __init__(self) -> None:
-        self._asked: SimpleQueue[tuple[Callable[[], object], Future[object]]] = SimpleQueue()
-        self._number = 0
+        self._asked: list[SimpleQueue[tuple[Callable[[], object], Future[object]]]] = []
 
-    def grow(self, number: int) -> None:
-        """Have so many of them at least."""
-        while self._number < number:
-            threading.Thread(target=self._serve, name=f"lane-{self._number}", daemon=True).start()
-            self._number += 1
-
-    def submit(self, job: Callable[[], object]) -> Future[object]:
-        """Have one of them do it."""
+    def submit(self, number: int, job: Callable[[], object]) -> Future[object]:
+        """Have the one with this number do it."""
+        while len(self._asked) <= number:
+            self._asked.append(SimpleQueue())
+            name = f"lane-{len(self._asked) - 1}"
+            threading.Thread(target=self._serve, args=(self._asked[-1],), name=name, daemon=True).start()
         future: Future[object] = Future()
-        self._asked.put((job, future))
+        self._asked[number].put((job, future))
         return future
 
-    def _serve(self) -> None:
+    @staticmethod
+    def _serve(asked: "SimpleQueue[tuple[Callable[[], object], Future[object]]]") -> None:
         while True:
-            job, future = self._asked.get()
+            job, future = asked.get()
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(job())
@@ -242,14 +255,22 @@ def side_by_side(lanes: list[T], jobs: Iterable[Callable[[T], object]], rank: Ca
             except BaseException as problem:
                 problems[i] = problem
 
-    WORKERS.grow(len(lanes))
-    serving = [WORKERS.submit(partial(serve, lane)) for lane in lanes]
+    serving: list[Future[object]] = []
     try:
+        for number, lane in enumerate(lanes):
+            serving.append(WORKERS.submit(number, partial(serve, lane)))
         wait(serving)
     finally:  # an interrupt, too, leaves no lane at work
         with choosing:
             waiting.clear()
         wait(serving)
     if problems:
-        raise problems[min(problems)]
+        first = problems[min(problems)]
+        problems.clear()
+        try:
+            raise first
+        finally:
+            del first, serving  # its traceback holds this frame: nothing of a run is to live on in a circle
+    for served in serving:
+        served.result()
     return results

@@ -174,19 +174,31 @@ class LocalEngine:
     def evaluate(self, rnd: Round, download: Callable[[int], Any], finetune: Finetune | None) -> Iterator[Score]:
         """See :class:`~hyperfed.engine.round.Engine`."""
         ids = rnd.ids.tolist()
-        for k, score in zip(ids, self._each(ids, lambda k: partial(self.correct, k, download(k), rnd.number, finetune)), strict=True):
-            yield Score(len(self.test_index[k]), *score)
+        for k, came in zip(ids, self._each(ids, lambda k: partial(self._score, k, download(k), rnd.number, finetune)), strict=True):
+            yield Score(len(self.test_index[k]), *self._told(k, rnd.number, *came))
 
     def model_of(self, k: int, down: Any) -> Params:
         """The model client ``k`` would deploy now."""
         return self.method.personalize(self.state(k), down)
 
-    def correct(self, k: int, down: Any, number: int, finetune: Finetune | None, space: Workspace | None = None) -> tuple[int, int | None]:
+    def correct(self, k: int, down: Any, number: int, finetune: Finetune | None) -> tuple[int, int | None]:
         """Right answers on the client's own test data, before and after fine-tuning. Disturbs neither training nor states.
 
         Where fine-tuning breaks and ``on_nan`` is not stop, the client is scored without it.
         """
-        space = space or self.space
+        return self._told(k, number, *self._score(k, down, number, finetune, self.space))
+
+    def _told(self, k: int, number: int, before: int, after: int | None, problem: NonFiniteLoss | None) -> tuple[int, int | None]:
+        if problem is not None:
+            if self.on_nan == "stop":
+                raise problem
+            self.warn(number, k, f"scored without fine-tuning: {problem}")
+        return before, after
+
+    def _score(
+        self, k: int, down: Any, number: int, finetune: Finetune | None, space: Workspace
+    ) -> tuple[int, int | None, NonFiniteLoss | None]:
+        """Before, after, and what broke in between."""
         optim = self.optim if finetune is None else Optim(**{**vars(self.optim), "lr": finetune.lr, "schedule": "constant"})
         client = self.client(k, number, "finetune", optim, optim.lr, space)
         with space.aside():
@@ -194,13 +206,9 @@ class LocalEngine:
                 params = self.model_of(k, down)
             before = client.correct(params, self.test_index[k])
             if finetune is None:
-                return before, None
+                return before, None, None
             try:
                 tuned = self.method.finetune(client, params, finetune.epochs, frozenset(finetune.scope) or ALL)
             except NonFiniteLoss as problem:
-                if self.on_nan == "stop":
-                    raise
-                with self._lock:
-                    self.warn(number, k, f"scored without fine-tuning: {problem}")
-                return before, before
-            return before, client.correct(tuned, self.test_index[k])
+                return before, before, problem
+            return before, client.correct(tuned, self.test_index[k]), None

@@ -85,7 +85,7 @@ class Workspace:
 
     def another(self) -> "Workspace":
         """One more like it."""
-        return Workspace(self.model, self.images, self.precision, self.gpu)
+        return type(self)(self.model, self.images, self.precision, self.gpu)
 
     def aside(self) -> AbstractContextManager[None]:
         """The stream that this model is worked on; nothing to change on the CPU."""
@@ -105,12 +105,19 @@ class Workspace:
         return kind, self._standing[kind].begin(groups)
 
     def place(self, key: Hashable, tensors: Params) -> Params:
-        """Copies of ``tensors`` on the device, in the same place every time, for replays. The shapes are always the same for a ``key``."""
+        """Copies of ``tensors`` on the device, in the same place every time, for replays. Raises ValueError where names, shapes or types
+        are not those that came first for ``key``."""
         if key not in self._places:
             self._places[key] = {n: torch.empty_like(t, device=self.images.device) for n, t in tensors.items()}
-        for n, t in self._places[key].items():
-            t.copy_(tensors[n])
-        return self._places[key]
+        held = self._places[key]
+        for name in held.keys() | tensors.keys():
+            came, kept = ((name in of and (of[name].shape, of[name].dtype)) for of in (tensors, held))
+            if came != kept:
+                raise ValueError(
+                    f"an objective's tensor {name!r} was {kept or 'absent'} and is {came or 'absent'}: steps cannot be replayed."
+                )
+            held[name].copy_(tensors[name])
+        return held
 
     def load(self, params: Params) -> None:
         """Copy weights in."""
