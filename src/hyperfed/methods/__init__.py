@@ -1,4 +1,4 @@
-"""The registry of methods: one file each, one row each."""
+"""The registry of methods: one row each."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Local: every client trains alone from the common initial model; nothing travels. The floor of every comparison."""
+"""Local: every client trains alone from the common initial model; nothing travels. The floor of most comparisons."""
 
 from hyperfed.methods.fedavg import FedAvg
 
