@@ -2,13 +2,14 @@
 
 import gc
 import itertools
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -78,6 +79,40 @@ def test_who_records_is_alone() -> None:
     assert not wrong
     with gate.alone():  # also of someone who is no lane
         gate.give_way()
+
+
+def test_an_interrupt_leaves_the_gate_open() -> None:
+    """Ctrl-C at any instruction of the main thread, which records: the next to record is not kept waiting for ever."""
+    instructions, at = itertools.count(), 0
+
+    def interrupt(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code is not Gate.alone.__wrapped__.__code__:  # type: ignore[attr-defined]
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(instructions) == at:
+            raise KeyboardInterrupt
+        return interrupt
+
+    def once(gate: Gate) -> bool:
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            with gate.alone():
+                pass
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    while once(gate := Gate()):
+        assert not gate._working and not gate._wanting
+        with gate.alone():
+            pass
+        with gate.working():
+            gate.give_way()
+        instructions, at = itertools.count(), at + 1
+    assert at > 50
 
 
 def test_the_first_job_that_fails_is_told_and_none_is_left_at_work() -> None:

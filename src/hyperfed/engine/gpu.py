@@ -38,60 +38,63 @@ autograd, whose cuDNN and cuBLAS handles would otherwise go back and forth betwe
 class Gate:
     """Many threads work with the GPU, or one alone records: PyTorch allows no other work in the process while a graph is captured.
 
-    A thread of a lane is counted while it works, and steps aside between two of its steps when another wants to be alone.
+    A thread of a lane is known while it works, and steps aside between two of its steps when another wants to be alone. Who is where
+    is told by sets of threads and not by counts, so that an interrupt does not leave it wrong.
     """
 
     def __init__(self) -> None:
-        self._changed, self._mine = threading.Condition(), threading.local()
-        self._working, self._wanted, self._alone = 0, 0, False
+        self._changed = threading.Condition()
+        self._working: set[int] = set()
+        self._wanting: set[int] = set()
+        self._alone: int | None = None
 
-    def _leave(self) -> None:
-        self._working -= 1
+    def _enter(self, me: int) -> None:
+        self._changed.wait_for(lambda: not self._wanting and self._alone is None)
+        self._working.add(me)
+
+    def _leave(self, me: int) -> None:
+        self._working.discard(me)
         self._changed.notify_all()
-
-    def _enter(self) -> None:
-        self._changed.wait_for(lambda: not self._wanted and not self._alone)
-        self._working += 1
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """This thread works with the GPU."""
-        with self._changed:
-            self._enter()
-        self._mine.counted = True
+        me = threading.get_ident()
         try:
+            with self._changed:
+                self._enter(me)
             yield
         finally:
-            self._mine.counted = False
             with self._changed:
-                self._leave()
+                self._leave(me)
 
     def give_way(self) -> None:
         """Let those go first who want to be alone."""
-        if self._wanted and getattr(self._mine, "counted", False):
+        me = threading.get_ident()
+        if self._wanting and me in self._working:
             with self._changed:
-                self._leave()
-                self._enter()
+                self._leave(me)
+                self._enter(me)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """No other thread works until this is left."""
-        counted, inside = int(getattr(self._mine, "counted", False)), False
-        with self._changed:
-            self._wanted += 1
-            self._working -= counted
-            self._changed.notify_all()
+        me = threading.get_ident()
+        works = me in self._working
         try:
             with self._changed:
-                self._changed.wait_for(lambda: not self._working and not self._alone)
-                self._alone = inside = True
-                self._wanted -= 1
+                self._wanting.add(me)
+                self._leave(me)
+                self._changed.wait_for(lambda: not self._working and self._alone in (None, me))
+                self._alone = me
+                self._wanting.discard(me)
             yield
         finally:
             with self._changed:
-                self._alone = self._alone and not inside
-                self._wanted -= not inside
-                self._working += counted
+                self._wanting.discard(me)
+                self._alone = None if self._alone == me else self._alone
+                if works:
+                    self._working.add(me)
                 self._changed.notify_all()
 
 
