@@ -13,6 +13,7 @@ from hyperfed.data import DATASETS, PARTITIONS
 from hyperfed.defences import DEFENCES
 from hyperfed.methods import METHODS
 from hyperfed.models import MODELS
+from hyperfed.report.runs import NAMES
 from hyperfed.run.config import ENGINES
 
 ROOT = Path(hyperfed.__file__).parent
@@ -23,7 +24,7 @@ ALLOWED = {  # package -> packages it may import
     "data": {"core", "data"},
     "engine": {"core", "models", "methods", "data", "engine"},
     "defences": {"core", "models", "methods", "data", "engine", "defences"},
-    "run": {"core", "models", "methods", "data", "engine", "defences", "run"},
+    "run": {"core", "models", "methods", "data", "engine", "defences", "run", "processes"},
     "privacy": {
         "core",
         "models",
@@ -69,6 +70,10 @@ def test_every_entry_has_a_yaml_with_exactly_its_fields(group: str, registry: di
         assert values.pop("name") == name
         assert set(values) == set(fields), name
         assert {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()} == fields, name
+
+
+def test_every_method_has_the_name_that_papers_give_it() -> None:
+    assert set(NAMES) == set(METHODS)
 
 
 @pytest.mark.parametrize(("group", "registry"), [("model", MODELS), ("dataset", DATASETS), ("engine", ENGINES)])

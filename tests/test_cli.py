@@ -21,6 +21,10 @@ from runs import SMALL, composed, small_run
         (["method=fedprx"], "method 'fedprx' unknown; did you mean 'fedprox'?"),
         (["dataset=cifar"], "dataset 'cifar' unknown; did you mean 'cifar10"),
         (["experiment=quick"], "experiment 'quick' unknown"),
+        (["optim.learning_rate=1"], "field 'optim.learning_rate' unknown; Valid: optim.clip, optim.gamma, optim.lr,"),
+        (["hyper=hfn", "hyper.embedding=8"], "field 'hyper.embedding' unknown; did you mean 'hypernet.embedding'?"),
+        (["--num-clients", "3"], "'--num-clients' is not an option: settings are written without dashes, num_clients=VALUE."),
+        (["--method=hfn"], "'--method=hfn' is not an option: settings are written without dashes, method=VALUE."),
         (["optim.lrr=1"], "field 'optim.lrr' unknown; did you mean 'optim.lr'?"),
         (["hypernet.tile=16"], "hypernet.tile"),
         (["optim.lr=fast"], "optim.lr = 'fast' is not valid"),
@@ -175,6 +179,40 @@ def test_a_kept_run_is_read_as_the_run_itself(tmp_path: Path, capsys: pytest.Cap
     assert "is not a kept run" in capsys.readouterr().err
 
 
+def test_compare_tells_runs_of_one_method_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        str(small_run(tmp_path / name, f"seed={seed}", f"model={model}").folder) for name, seed, model in (("a", 1, "mlp"), ("b", 2, "mlp"))
+    ]
+    assert main(["compare", *runs, "-o", str(tmp_path / "out")]) == 0
+    assert "| FedAvg (seed 1) |" in (table := (tmp_path / "out/comparison.md").read_text()) and "| FedAvg (seed 2) |" in table
+    runs[1] = str(small_run(tmp_path / "c", "seed=1", "model=resnet", "rounds=1").folder)
+    assert main(["compare", *runs, "-o", str(tmp_path / "out")]) == 0
+    assert "| FedAvg (model.name mlp" in (table := (tmp_path / "out/comparison.md").read_text()) and "| FedAvg (model.name resnet" in table
+    facts = json.loads((tmp_path / "c/run.json").read_text())
+    (tmp_path / "c/run.json").write_text(json.dumps(facts | {"versions": facts["versions"] | {"method": 7}}))
+    capsys.readouterr()
+    assert main(["compare", *runs, "-o", str(tmp_path / "out")]) == 2
+    assert "c with revision 7" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_that_nothing_was_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["run", *SMALL, f"run.dir={tmp_path / 'a'}", "data.root=nowhere"]
+    assert main(arguments) == 0 and "nothing was run" not in capsys.readouterr().out
+    assert "data.root = 'nowhere' is not read: digits comes with the installation." in caplog.text
+    before = (tmp_path / "a/metrics.jsonl").read_bytes()
+    assert main(arguments) == 0
+    assert "complete before, nothing was run (delete its folder to play it anew)" in capsys.readouterr().out
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == before
+
+
+def test_a_reader_that_goes_leaves_no_traceback(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m hyperfed.cli list | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("\n") == 1 and not done.stderr
+
+
 def test_compare_says_what_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tmp_path)]) == 2
     told = capsys.readouterr().err
@@ -216,7 +254,7 @@ def test_multirun_plays_every_combination(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     configs = [json.loads(p.read_text())["method"]["name"] for p in tmp_path.glob("*/config.json")]
-    assert sorted(configs) == ["fedavg", "fedper"]
+    assert sorted(configs) == ["fedavg", "fedper"] and not (tmp_path / "multirun.yaml").exists()
 
 
 def test_multirun_goes_on_after_a_run_that_diverged_and_names_it(tmp_path: Path) -> None:

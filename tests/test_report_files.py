@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ def damage(path: Path, kind: str) -> str:
     return said
 
 
+def test_a_run_given_twice_is_left_out_and_two_runs_of_one_seed_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, again, other = (
+        keep(replace(made(tmp_path, 1, right), folder=tmp_path / name), tmp_path / name)
+        for name, right in (("first", [7, 9]), ("again", [7, 9]), ("other", [7, 8]))
+    )
+    assert main(["report", str(first), str(again), "-o", str(tmp_path / "a.html")]) == 0
+    assert f"left out: {again} is {first} played again, with the same numbers." in capsys.readouterr().err
+    assert main(["report", str(first), str(other), "-o", str(tmp_path / "b.html")]) == 2
+    assert f"{other} repeats seed 1 of FedAvg, which {first} holds: one run per seed." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["torn", *DAMAGES])
 def test_a_damaged_run_is_named_left_out_and_counted(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = {"totals": [[1, 60, 1000], [2, 120, 2000], [3, 180, 3000]], "label_counts": [[5, 1], [2, 8]]}
@@ -66,7 +78,7 @@ def test_a_damaged_run_is_named_left_out_and_counted(kind: str, tmp_path: Path, 
         read_run(paths[0])
     assert main(["report", *map(str, paths), "-o", str(tmp_path / "a.html")]) == 0
     assert re.search(rf"left out: .*{paths[0].name}' is not a kept run: {said}", capsys.readouterr().err)
-    assert "1 of 2 files could not be read and are left out." in (tmp_path / "a.html").read_text()
+    assert "1 of 2 files are left out." in (tmp_path / "a.html").read_text()
     assert main(["report", str(paths[0]), "-o", str(tmp_path / "none.html")]) == 2
     assert "none of the 1 runs could be read" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
 

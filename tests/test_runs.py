@@ -46,7 +46,7 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
 def test_other_versions_that_go_on_with_a_run_are_told_and_written_down(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same versions say nothing, nor does one that opens a finished run; what was written once is not written twice."""
+    """The same versions say nothing; what was written once is not written twice; a finished run stays as it is."""
     config = composed(tmp_path / "a")
     first = Experiment(config)
     begun = json.loads((tmp_path / "a/run.json").read_text())
@@ -64,7 +64,8 @@ def test_other_versions_that_go_on_with_a_run_are_told_and_written_down(
     last.run()
     monkeypatch.setattr("hyperfed.run.origin.__version__", "1.0")
     Experiment(config)
-    assert json.loads((tmp_path / "a/run.json").read_text()) == now
+    assert json.loads((tmp_path / "a/run.json").read_text()) == now and len(caplog.records) == 2
+    assert "is complete and was played with other versions" in caplog.text and "delete it to play it with these" in caplog.text
 
 
 def test_every_element_has_a_role_and_every_round_a_total(tmp_path: Path) -> None:

@@ -34,11 +34,14 @@ def _compare(folders: Sequence[str], out: Path) -> None:
     from rich.console import Console
 
     from hyperfed.core.files import write_text
+    from hyperfed.evidence.store import same_version
+    from hyperfed.report.comparison import told_apart
     from hyperfed.report.plots import plot_accuracy
     from hyperfed.report.tables import markdown_table, terminal_table
     from hyperfed.run.config import writable
 
-    runs = _runs(folders)
+    runs = told_apart(_runs(folders))
+    same_version(runs)
     writable("--out", out)
     console = Console()
     console.print(terminal_table(runs))

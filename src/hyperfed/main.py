@@ -1,6 +1,7 @@
 """The command that runs experiments: ``python -m hyperfed.main method=hfn dataset=mnist``, the same as ``hyperfed run ...``."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -39,6 +40,9 @@ def guarded(action: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("hyperfed: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # who read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def groups() -> dict[str, list[str]]:
@@ -101,7 +105,13 @@ def compose_checked(overrides: list[str]) -> DictConfig:
 
 def _explain(problem: Exception, overrides: list[str]) -> UserError:
     """Name the override that does not exist, with the nearest that does."""
-    known = sorted({*flat(composed_dict(compose("config"))), *groups()})
+    default = composed_dict(compose("config"))
+    try:
+        chosen = composed_dict(compose("config", overrides=[o for o in overrides if o.partition("=")[0] in (*groups(), "hyper")]))
+    except (HydraException, OmegaConfBaseException):
+        chosen = default
+    here = sorted(k for k in flat(chosen) if not k.startswith("dataset.paper."))
+    known = sorted({*flat(default), *groups()})
     parents = {k.rpartition(".")[0] for k in known}
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
@@ -110,12 +120,15 @@ def _explain(problem: Exception, overrides: list[str]) -> UserError:
             and key not in parents
             and not key.startswith(("hydra.", "method.", "model.", "partition.", "hypernet.", "privacy."))
         ):
-            return unknown("field", key, known)
+            group, _, last = key.rpartition(".")
+            if same := [k for k in here if k.rpartition(".")[2] == last]:  # in another group
+                return UserError(f"field {key!r} unknown; did you mean {same[0]!r}?")
+            within = [k for k in here if k.startswith(f"{group}.") and k.count(".") == key.count(".")] if group else []
+            return unknown("field", key, within or [*here, *groups()])
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
         if key.startswith(("method.", "model.", "partition.", "hypernet.", "privacy.")):
-            chosen = [o for o in overrides if o.partition("=")[0] in (*groups(), "hyper")]
-            present = [k for k in flat(composed_dict(compose("config", overrides=chosen))) if k.startswith(key.split(".")[0] + ".")]
+            present = [k for k in here if k.startswith(key.split(".")[0] + ".")]
             if key not in present:
                 return unknown("field", key, present) if present else _not_yet(key)
     return UserError(str(problem).splitlines()[0])
@@ -203,6 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
+    for word in arguments:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and name in {*groups(), *flat(composed_dict(compose_checked([])))}:
+            raise UserError(f"{word!r} is not an option: settings are written without dashes, {name}=VALUE.")
     if not any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         check_overrides(overrides, multirun="-m" in arguments or "--multirun" in arguments)
     GlobalHydra.instance().clear()

@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from math import inf
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from hyperfed.core import Client, UserError, at_least, invalid
+from hyperfed.core import Client, at_least, invalid
 from hyperfed.core.descent import sgd
 from hyperfed.core.tree import clip
 from hyperfed.methods.fedavg import Personal
@@ -59,8 +60,8 @@ def _generated(method: PFedHN, server: Server, v: Tensor) -> dict[str, Tensor]:
     return {n: t[0] for n, t in method.generator.apply(server.phi, v[None], server.directions).items()}
 
 
-def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) -> dict[str, Any]:
-    """Train without the last ``novel`` clients, then let each join; accuracies in [0, 1], weighted by test samples.
+def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) -> tuple[dict[str, Any], Path]:
+    """Train without the last ``novel`` clients, then let each join; accuracies in [0, 1], weighted by test samples, and their file.
 
     An untrained embedding is the mean of the trained ones, with what is personal (head, running statistics) trained in as many visits.
     """
@@ -77,7 +78,7 @@ def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) 
         raise invalid("engine", config.engine["name"], "local: new clients join in this process only")
     device, dataset, _, whole = prepare(config)
     if not isinstance(whole, PFedHN) or whole.widths:
-        raise UserError(f"method {config.method['name']!r} has no embeddings for a new client: use pfedhn or pfedhn_pc, without widths.")
+        raise invalid("method", config.method["name"], "pfedhn or pfedhn_pc, without widths: only there the server has an embedding to fit")
     known = config.num_clients - novel
     if not 0 < known < config.num_clients:
         raise invalid("--novel", novel, f"between 1 and {config.num_clients - 1}")
@@ -111,8 +112,8 @@ def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) 
         "novel_untrained_embedding": accuracy(before, fresh),
         "novel_fitted_embedding": accuracy(after, fresh),
     }
-    write_json(folder / f"novel-{novel}-visits-{visits}-lr-{lr:g}.json", result)
-    return result
+    write_json(path := folder / f"novel-{novel}-visits-{visits}-lr-{lr:g}.json", result)
+    return result, path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,11 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if composed.resume is not None:
             raise invalid("resume", composed.resume, "left out: the clients that are known are trained anew")
         try:
-            result = novel_clients(composed_dict(composed), given.novel, given.visits, given.lr)
+            result, path = novel_clients(composed_dict(composed), given.novel, given.visits, given.lr)
         except NonFiniteLoss as problem:
             raise Diverged(f"{problem} {problem.advice}") from problem
         for name, value in result.items():
             sys.stdout.write(f"{name:<28}{value:.3g}\n")
+        sys.stdout.write(f"file: {path}\n")
 
     return guarded(action)
 

@@ -187,6 +187,8 @@ def _entry(name: str, root: str | Path | None, cache: str | Path | None) -> _Ent
     if name not in DATASETS:
         raise unknown("data.name", name, DATASETS)
     source, files = DATASETS[name], {}
+    if source.form == "embedded" and root is not None:
+        log.warning("data.root = '%s' is not read: %s comes with the installation.", root, name)
     origin: dict[str, Any] = {"version": FORMAT_VERSION, "source": asdict(source) | {"description": ""}}
     if source.form != "embedded" and root is not None:
         folder = Path(root).expanduser().resolve() / name
@@ -219,6 +221,9 @@ def _source_files(source: Source, folder: Path) -> dict[str, list[Path]]:
         for pattern in wanted:
             found = sorted(folder.glob(pattern))
             if not found:
-                raise UserError(f"data.root: {folder / pattern} does not exist; data.root must be the folder that holds {folder.name}/.")
+                raise UserError(
+                    f"data.root: {folder / pattern} does not exist; data.root must be the folder that holds {folder.name}/ with the "
+                    f"published files ({', '.join(wanted)}, ...); folders of pictures are read by `hyperfed deploy client --data` alone."
+                )
             files.setdefault(split, []).extend(found)
     return files

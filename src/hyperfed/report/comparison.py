@@ -63,15 +63,33 @@ def published(groups: Sequence[Group]) -> dict[str, float]:
     return out
 
 
+def differences(run: RunFiles, mates: Sequence[RunFiles], but: str = "") -> str:
+    """The settings in which ``mates``, of which the run is one, differ, and the run's own: ``model.name mlp, seed 1``; not ``but``.
+
+    Where a choice differs (model.name), what belongs to it is not named, too.
+    """
+    own, all_of = identity(run.config), [identity(mate.config) for mate in mates]
+    keys = sorted(k for k in {k for m in all_of for k in m} - {but} if any(m.get(k) != own.get(k) for m in all_of))
+    chosen = {k.removesuffix(".name") for k in keys if k.endswith(".name")}
+    return ", ".join(f"{k} {own.get(k, '-')}" for k in keys if k.endswith(".name") or k.partition(".")[0] not in chosen)
+
+
 def distinct(groups: Sequence[Group]) -> list[Group]:
     """Groups of one name get the settings in which they differ added to it."""
     out = []
     for group in groups:
-        mates = [identity(g.runs[0].config) for g in groups if g.label == group.label]
-        own = identity(group.runs[0].config)
-        keys = sorted(k for k in {k for m in mates for k in m} - {"seed"} if any(m.get(k) != mates[0].get(k) for m in mates))
-        extra = ", ".join(f"{k} {own.get(k, '-')}" for k in keys)
+        extra = differences(group.runs[0], [g.runs[0] for g in groups if g.label == group.label], but="seed")
         out.append(replace(group, label=f"{group.label} ({extra})") if extra else group)
+    return out
+
+
+def told_apart(runs: Sequence[RunFiles]) -> list[RunFiles]:
+    """Runs of one name get the settings in which they differ added to it, the seed among them."""
+    out = []
+    for run in runs:
+        extra = differences(run, [mate for mate in runs if mate.label == run.label])
+        named = {**run.config, "run": {**run.config["run"], "name": f"{run.label} ({extra})"}}
+        out.append(replace(run, config=named) if extra else run)
     return out
 
 

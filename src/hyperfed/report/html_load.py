@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from hyperfed.core import UserError
 from hyperfed.report.runs import Detail, RunFiles, read_run
 from hyperfed.report.similarity import group_of_clients
+from hyperfed.run.config import identity
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -169,14 +170,27 @@ def reason(problem: Exception) -> str:
     return str(problem).rstrip(".")
 
 
+def played_as(run: RunFiles) -> str:
+    """What tells a run from others: its settings, its versions and its numbers, without seconds."""
+    numbers = [{k: v for k, v in e.items() if k not in ("seconds", "cpu_seconds")} for e in run.evaluations]
+    settings = sorted((k, repr(v)) for k, v in identity(run.config).items())
+    return json.dumps([run.label, settings, run.facts["versions"], numbers], sort_keys=True)
+
+
 def load(paths: Sequence[str | Path]) -> tuple[list[RunFiles], list[str]]:
-    """The runs that could be read, and one sentence for each that could not. At least one must be good."""
-    runs, damaged = [], []
+    """The runs that could be read, and one sentence for each that could not or is another's copy. At least one must be good."""
+    runs, damaged, known = list[RunFiles](), list[str](), dict[str, RunFiles]()
     for path in found(paths):
         try:
-            runs.append(read_run(path))
+            run = read_run(path)
         except UserError as problem:
             damaged.append(str(problem))
+            continue
+        first = known.setdefault(played_as(run), run)
+        if first is run:
+            runs.append(run)
+        else:
+            damaged.append(f"{run.folder} is {first.folder} played again, with the same numbers.")
     if not runs:
         raise UserError(f"none of the {len(damaged)} runs could be read; the first: {damaged[0]}")
     return runs, damaged

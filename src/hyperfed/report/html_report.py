@@ -267,7 +267,7 @@ def report(
         same_version([run for g in groups for run in g.runs])
     lead: list[Block] = []
     if damaged:
-        lead.append(Caution(f"{len(damaged)} of {len(damaged) + len(runs)} files could not be read and are left out. {' '.join(damaged)}"))
+        lead.append(Caution(f"{len(damaged)} of {len(damaged) + len(runs)} files are left out. {' '.join(damaged)}"))
     if trials:
         lead.append(Caution(trials))
     page = build_page(title, [section_of(name, groups, published(groups)) for name, groups in sections.items()], lead)

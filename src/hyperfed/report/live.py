@@ -42,8 +42,12 @@ def follow(make: Callable[[Callable[[dict[str, Any]], None]], Any], console: Con
         experiment = make(listen)
         boards.append(tensorboard(experiment.folder, experiment.number + 1))
         bar.update(task, description=experiment.folder.name, total=experiment.config.rounds, completed=experiment.number)
+        begun = experiment.number
+        if 0 < begun < experiment.config.rounds:
+            console.print(f"{experiment.folder.name}  going on after round {begun}")
         last = experiment.run()
-    console.print(f"[bold]{experiment.folder.name}[/bold]  {describe(last)}")
+    told = "complete before, nothing was run (delete its folder to play it anew):  " if begun >= experiment.config.rounds else ""
+    console.print(f"[bold]{experiment.folder.name}[/bold]  {told}{describe(last)}")
     console.print(f"files: {experiment.folder}")
     return experiment
 

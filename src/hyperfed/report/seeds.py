@@ -63,8 +63,8 @@ def group_by_seed(runs: Sequence[RunFiles]) -> list[Group]:
         known = identity(run.config).items()  # dataset.paper holds what presets refer to: no setting of a run
         key: dict[str, Any] = {k: v for k, v in known if k != "seed" and not k.startswith("dataset.paper.")}
         mates = groups.setdefault(f"{run.label} {sorted(key.items(), key=str)}", [])
-        if any(m.config["seed"] == run.config["seed"] for m in mates):
-            raise UserError(f"{run.folder} repeats seed {run.config['seed']} of {run.label}: one run per seed.")
+        if (twin := next((m for m in mates if m.config["seed"] == run.config["seed"]), None)) is not None:
+            raise UserError(f"{run.folder} repeats seed {run.config['seed']} of {run.label}, which {twin.folder} holds: one run per seed.")
         mates.append(run)
     return [Group(mates[0].label, tuple(mates)) for mates in groups.values()]
 

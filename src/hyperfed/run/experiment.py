@@ -97,8 +97,7 @@ class Experiment:
             return
         saved, self.server = checkpoint.load(found[-1], server_type(self.fed.method), self.fed.engine.device, self._stores())
         self._attach()
-        if saved.number < self.config.rounds:
-            origin.go_on(self.folder, self.fed.method)
+        origin.go_on(self.folder, self.fed.method, complete=saved.number >= self.config.rounds)
         self.clock = Clock(saved.seconds, saved.cpu_seconds)
         self.number = self._saved = saved.number
         self.loss = saved.loss

@@ -46,13 +46,16 @@ def begin(folder: Path, identity: str, method: Method[Any, Any, Any, Any], devic
     write_json(folder / "run.json", {"identity": identity, "versions": versions(method), "hardware": hardware, "name": folder.name})
 
 
-def go_on(folder: Path, method: Method[Any, Any, Any, Any]) -> None:
-    """Say, and write down, that other versions than those it was begun with go on with the run."""
+def go_on(folder: Path, method: Method[Any, Any, Any, Any], complete: bool = False) -> None:
+    """Say, and write down, that other versions than those it was begun with go on with the run; of a ``complete`` one that they do not."""
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     begun = {"method": 1, **facts.get("versions", {})}
     changed = {k: (begun[k], now) for k, now in versions(method).items() if k in begun and f"{begun[k]}".split(THEN)[-1] != f"{now}"}
     if not changed:
         return
     told = "; ".join(f"{k} {before}, now {now}" for k, (before, now) in changed.items())
+    if complete:
+        log.warning("%s is complete and was played with other versions (%s): delete it to play it with these.", folder, told)
+        return
     log.warning("%s was played with other versions so far (%s): its numbers may be neither's, and run.json says so.", folder, told)
     write_json(folder / "run.json", facts | {"versions": begun | {k: f"{before}{THEN}{now}" for k, (before, now) in changed.items()}})

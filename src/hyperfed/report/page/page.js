@@ -75,7 +75,7 @@ function draw({element, spec, button}, width) {
   }
   Object.assign(layout, {
     paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: {color: ink, size: 12}, hoverlabel: {bgcolor: panel, font: {color: ink}},
-    margin: {l: 50, r: 12, t: 12, b: 44, ...layout.margin}, dragmode: matchMedia('(pointer: coarse)').matches ? false : 'zoom',
+    margin: {l: 50, r: 20, t: 12, b: 44, ...layout.margin}, dragmode: matchMedia('(pointer: coarse)').matches ? false : 'zoom',
   });
   const wide = width ?? element.clientWidth;
   layout.width = spec.square ? Math.min(wide, 600) : wide;
