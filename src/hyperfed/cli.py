@@ -1,4 +1,4 @@
-"""``hyperfed``: run, compare, report, list, quickstart."""
+"""``hyperfed``: run, compare, report, export, list, quickstart."""
 
 import argparse
 import sys
@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quick = commands.add_parser("quickstart", help="HFN, FedAvg, FedPer and Local on digits")
     quick.add_argument("settings", nargs="*", metavar="FIELD=VALUE", help="settings as for 'hyperfed run'")
     commands.add_parser("reproduce", help="a table or figure of the HyperFedNet paper, ours beside theirs", add_help=False)
+    commands.add_parser("export", help="clients' personal models out of a finished run, as files of their own", add_help=False)
     commands.add_parser("deploy", help="a real federation with TLS: certs, server, client (docs/deploy.md)", add_help=False)
     commands.add_parser("attack", help="what a curious server recovers from messages (docs/privacy.md)", add_help=False)
     if arguments[:1] == ["attack"]:
@@ -156,6 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hyperfed.deploy import main as deploy_main
 
         return guarded(lambda: deploy_main(arguments[1:]))
+    if arguments[:1] == ["export"]:
+        from hyperfed.export import main as export_main
+
+        return guarded(lambda: export_main(arguments[1:]))
     if arguments[:1] == ["reproduce"]:
         from hyperfed.evidence.command import main as reproduce_main
 

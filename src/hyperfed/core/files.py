@@ -89,8 +89,8 @@ def _crc32(layout: str, tensors: Mapping[str, Tensor]) -> str:
     return f"{total:08x}"
 
 
-def save_tensors(path: Path, flat: Params, *, packed: bool = False, checksum: bool = False) -> None:
-    """Write tensors as safetensors, their order with them: sums over names must come out the same after reading.
+def save_tensors(path: Path, flat: Params, *, packed: bool = False, checksum: bool = False, note: str | None = None) -> None:
+    """Write tensors as safetensors, their order with them: sums over names must come out the same after reading. With them a ``note``.
 
     ``packed`` lays all tensors of a type end to end in one: many small ones cost a twentieth of the time. With a
     ``checksum`` :func:`load_tensors` notices every bit that is another, which takes its time. Raises OSError.
@@ -103,6 +103,7 @@ def save_tensors(path: Path, flat: Params, *, packed: bool = False, checksum: bo
         tensors = {n: whole(t) for n, t in flat.items()}
     text = json.dumps(layout)
     facts = {"layout": text, "packed": str(packed), **({"crc32": _crc32(text, tensors)} if checksum else {})}
+    facts |= {} if note is None else {"note": note}
     try:
         save_file(tensors, path, metadata=facts)
     except SafetensorError as problem:

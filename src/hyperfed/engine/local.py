@@ -181,6 +181,19 @@ class LocalEngine:
         """The model client ``k`` would deploy now."""
         return self.method.personalize(self.state(k), down)
 
+    def deployed(self, k: int, down: Any, number: int, finetune: Finetune | None) -> Params:
+        """The model client ``k`` is scored with after round ``number``, fine-tuned where asked for. Raises NonFiniteLoss."""
+        with self.space.aside():
+            params = self.model_of(k, down)
+            return params if finetune is None else self._tuned(self._tuner(k, number, finetune, self.space), params, finetune)
+
+    def _tuner(self, k: int, number: int, finetune: Finetune | None, space: Workspace) -> DeviceClient:
+        optim = self.optim if finetune is None else Optim(**{**vars(self.optim), "lr": finetune.lr, "schedule": "constant"})
+        return self.client(k, number, "finetune", optim, optim.lr, space)
+
+    def _tuned(self, client: DeviceClient, params: Params, finetune: Finetune) -> Params:
+        return self.method.finetune(client, params, finetune.epochs, frozenset(finetune.scope) or ALL)
+
     def correct(self, k: int, down: Any, number: int, finetune: Finetune | None) -> tuple[int, int | None]:
         """Right answers on the client's own test data, before and after fine-tuning. Disturbs neither training nor states.
 
@@ -199,8 +212,7 @@ class LocalEngine:
         self, k: int, down: Any, number: int, finetune: Finetune | None, space: Workspace
     ) -> tuple[int, int | None, NonFiniteLoss | None]:
         """Before, after, and what broke in between."""
-        optim = self.optim if finetune is None else Optim(**{**vars(self.optim), "lr": finetune.lr, "schedule": "constant"})
-        client = self.client(k, number, "finetune", optim, optim.lr, space)
+        client = self._tuner(k, number, finetune, space)
         with space.aside():
             with torch.no_grad():
                 params = self.model_of(k, down)
@@ -208,7 +220,7 @@ class LocalEngine:
             if finetune is None:
                 return before, None, None
             try:
-                tuned = self.method.finetune(client, params, finetune.epochs, frozenset(finetune.scope) or ALL)
+                tuned = self._tuned(client, params, finetune)
             except NonFiniteLoss as problem:
                 return before, before, problem
             return before, client.correct(tuned, self.test_index[k]), None

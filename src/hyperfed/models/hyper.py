@@ -173,6 +173,12 @@ class HyperModel:
             tensor.copy_(params[name])
         return module.kernels()
 
+    def plain(self, params: Params) -> Params:
+        """The main network's own tensors, its kernels generated once and for all: what a device needs that trains no more."""
+        convs = generated(self.network.module(), self.config.tile)
+        made = {f"{name}.weight": kernel for (name, _), kernel in zip(convs, self.kernels(params), strict=True)}
+        return {name: made[name] if name in made else params[f"net.{name}"] for name in self.network.roles}
+
     def apply(self, params: Params, x: Tensor, *, train: bool) -> tuple[Tensor, Params]:
         """Output [B, C] and the STATS after the batch."""
         return pure_call(self._template, self.roles, params, x, train)

@@ -15,7 +15,7 @@ from hyperfed.core.codec import fields
 from hyperfed.core.files import write_json
 from hyperfed.data import label_counts
 from hyperfed.engine.local import LocalEngine
-from hyperfed.engine.round import Keeper, StopAsked, gather, sample, settle
+from hyperfed.engine.round import Finetune, Keeper, StopAsked, gather, sample, settle
 from hyperfed.engine.store import Row, Rows, Store
 from hyperfed.engine.workspace import NonFiniteLoss
 from hyperfed.models import HyperModel
@@ -188,15 +188,22 @@ class Experiment:
         if all(line["round"] != number for line in self.journal.evaluations()):
             self.evaluate(number)
 
+    def finetune(self, number: int) -> Finetune | None:
+        """How models are fine-tuned at the evaluation of a round; None where they are not."""
+        config, wanted = self.config, self.config.eval.finetune
+        due = wanted == "always" or (wanted == "last" and number == config.rounds)
+        return config.finetune if config.finetune.epochs and due else None
+
+    def everyone(self) -> Round:
+        """A round with all clients, for evaluations after the present one."""
+        return Round(self.number, torch.arange(self.config.num_clients), torch.tensor(self.fed.engine.examples))
+
     def evaluate(self, number: int) -> Evaluation:
         """All clients' personal models on their own test data; a line in metrics.jsonl, a block in clients.csv."""
         config, engine = self.config, self.fed.engine
-        wanted = config.eval.finetune
-        tune = (
-            config.finetune if config.finetune.epochs and (wanted == "always" or (wanted == "last" and number == config.rounds)) else None
-        )
+        tune = self.finetune(number)
         with self._between_rounds():
-            everyone = Round(number, torch.arange(config.num_clients), torch.tensor(engine.examples))
+            everyone = self.everyone()
             scores = list(engine.evaluate(everyone, lambda k: self.fed.method.download(self.server, everyone, k), tune))
         tests, before, after = (np.array(column) for column in zip(*scores, strict=True))
         result = Evaluation(tests, before, after if tune else None)
