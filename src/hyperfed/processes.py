@@ -16,19 +16,30 @@ class Stopped(Exception):
     """SIGTERM or Ctrl-C."""
 
 
+class _Signals:
+    """Whether one was heard within :func:`stopping`, and whether a program is just being started."""
+
+    heard = False
+    starting = False
+
+
 @contextmanager
 def stopping() -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into :class:`Stopped`, so that children are stopped, too."""
 
     def stop(number: int, frame: object) -> None:
-        raise Stopped
+        _Signals.heard = True
+        if not _Signals.starting:
+            raise Stopped
 
+    _Signals.heard = False
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _Signals.heard = False
 
 
 @contextmanager
@@ -76,23 +87,15 @@ def start(command: list[str], home: Path, log: Path, extra: Mapping[str, str] | 
     """Start one of Flower's programs in the background. :class:`Stopped` waits for it: what is raised amid a fork, Python drops."""
     log.parent.mkdir(parents=True, exist_ok=True)
     program, env = str(Path(sys.executable).with_name(command[0])), {**environment(home), **(extra or {})}
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-
-    def prepare() -> None:
-        die_with_parent()
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-    process = None
+    _Signals.starting = True
     try:
-        try:
-            with log.open("ab") as file:
-                process = subprocess.Popen([program, *command[1:]], env=env, stdout=file, stderr=file, preexec_fn=prepare)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    except Stopped:
-        if process is not None:
-            stop(process)
-        raise
+        with log.open("ab") as file:
+            process = subprocess.Popen([program, *command[1:]], env=env, stdout=file, stderr=file, preexec_fn=die_with_parent)
+    finally:
+        _Signals.starting = False
+    if _Signals.heard:
+        stop(process)
+        raise Stopped
     return process
 
 
