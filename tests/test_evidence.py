@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import random
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +15,6 @@ from typing import Any
 import pytest
 
 from hyperfed.core import UserError
-from hyperfed.evidence import figures
 from hyperfed.evidence.command import main
 from hyperfed.evidence.plans import CANDIDATES, PLANS, TABLE2, TRIED, Ask, Cell, over_hypernetwork, plan
 from hyperfed.evidence.store import Store
@@ -270,23 +266,6 @@ def test_progress_never_goes_back(tmp_path: Path) -> None:
     assert heard == sorted(heard) and max(heard) >= 2
 
 
-@pytest.mark.filterwarnings("error")
-def test_ctrl_c_amid_a_fork_is_not_lost(tmp_path: Path) -> None:
-    """What a handler raises in the hooks that run at a fork is dropped by Python: the sweep must stop all the same."""
-    pressed: list[int] = []
-
-    def press() -> None:
-        if not pressed:
-            pressed.append(os.getpid())
-            os.kill(os.getpid(), signal.SIGINT)
-
-    os.register_at_fork(after_in_parent=press)  # for good: it cannot be taken back
-    store = Store(tmp_path / "store")
-    with pytest.raises(KeyboardInterrupt):
-        Sweep(store, tmp_path / "work", {}).play(plan("table2", SMOKE))
-    assert pressed and not list(tmp_path.rglob("*-s1-*.json")), "stopped in its first run"
-
-
 def test_versions_are_not_mixed(played: Path, tmp_path: Path) -> None:
     shutil.copytree(played, tmp_path / "store")
     path = Store(tmp_path / "store").path(plan("table2", SMOKE)[0])
@@ -303,20 +282,6 @@ def test_a_cell_says_how_complete_it_is(played: Path, tmp_path: Path) -> None:
     (tmp_path / other.scale / other.name / "checkpoints/round-000004/checkpoint.json").touch()
     (table,) = table2(entries(cells, Store(played), tmp_path))
     assert table.rows[0][1].endswith("(1 of 2 seeds)") and table.rows[1][1].endswith("(1 of 2 seeds, seed 2: 4 of 2 rounds)")
-
-
-def test_table2_as_a_picture(played: Path, tmp_path: Path) -> None:
-    """A dot for every method that has a run, hollow where seeds are missing; nothing without runs."""
-
-    def dots(ask: Ask, face: str) -> int:
-        path = figures.table2(entries(plan("table2", ask), Store(played), tmp_path), tmp_path / "table2.svg")
-        assert path is not None and "digits IID" in path.read_text()
-        return len(re.findall(f'<use [^>]*style="fill: {face}; stroke: #0072b2', path.read_text()))
-
-    whole, part = replace(SMOKE, methods=("FedAvg", "FedPer", "HFN")), replace(SMOKE, seeds=(1, 2))
-    assert dots(whole, "#0072b2") - dots(part, "#0072b2") == 2 and dots(part, "#ffffff") - dots(whole, "#ffffff") == 2
-    nothing = entries(plan("table2", whole), Store(tmp_path / "empty"), tmp_path)
-    assert figures.table2(nothing, tmp_path / "none.png") is None and not (tmp_path / "none.png").exists()
 
 
 def test_a_page_of_a_reproduction(played: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,11 @@
 """What the papers' tables say of made-up runs: costs, spreads, seeds that are missing."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from hyperfed.core import Traffic
-from hyperfed.evidence import paper
+from hyperfed.evidence import figures, paper
 from hyperfed.evidence.page import completeness
 from hyperfed.evidence.plans import HEAD, Ask, Cell, over_hypernetwork, plan
 from hyperfed.evidence.store import Store
@@ -102,3 +103,21 @@ def test_tables_2_and_4_stand_beside_the_papers(tmp_path: Path) -> None:
     found = entries(cells, Store(tmp_path), tmp_path)
     assert table4(found).rows == [["HFN+FedAvg, digits IID", "FedAvg: 0 of 1 seeds; HFN+FedAvg: 0 of 1 seeds", "-", "-", "-", "-"]]
     assert "0 of 1 seeds" in table3(entries(plan("table3", Ask("mini", methods=("HFN",))), Store(tmp_path), tmp_path)).rows[0][1]
+
+
+def test_table_2_as_a_picture(tmp_path: Path) -> None:
+    """A dot for every method that has a run, hollow where seeds are missing, and the paper's figure; nothing without runs."""
+    run = run_with({}, [(8, 0.6, 0)], [])
+    whole, part, nothing = (Cell(row, "cifar10", "IID", "mini", 0) for row in ("FedAvg", "FedPer", "HFN"))
+    found = dict([entry_of(whole, 1, run), entry_of(part, 2, run), entry_of(nothing, 1)])
+    path = figures.table2(found, tmp_path / "table2.svg")
+    assert path is not None
+    text = path.read_text()
+    assert "cifar10 IID" in text and "<!-- HFN -->" not in text
+
+    def marks(face: str, edge: str) -> int:
+        return len(re.findall(f'<use [^>]*style="fill: {face}; stroke: {edge}', text))
+
+    assert marks("#0072b2", "#0072b2") == 2 and marks("#ffffff", "#0072b2") == 1, "the legend's and FedAvg's; FedPer's"
+    assert len(re.findall("fill-opacity: 0; stroke: #d55e00", text)) == 3, "the paper's two and the legend's"
+    assert figures.table2(dict([entry_of(nothing, 1)]), tmp_path / "none.png") is None and not (tmp_path / "none.png").exists()

@@ -1,6 +1,5 @@
 """Programs in the background."""
 
-import os
 import signal
 import sys
 import threading
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from forks import signal_amid_the_next_fork
 from hyperfed.processes import Stopped, start, stop, stopping
 
 PYTHON = Path(sys.executable).name
@@ -29,18 +29,11 @@ def another_thread() -> Iterator[None]:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.usefixtures("another_thread")
 def test_sigterm_amid_a_fork_is_not_lost(tmp_path: Path) -> None:
-    """Python drops what a handler raises in the hooks that run at a fork; a service manager sends SIGTERM but once."""
-    pressed: list[int] = []
-
-    def press() -> None:
-        if not pressed:
-            pressed.append(os.getpid())
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    os.register_at_fork(after_in_parent=press)  # for good: it cannot be taken back
+    """A service manager sends SIGTERM but once."""
+    sent = signal_amid_the_next_fork(signal.SIGTERM)
     with pytest.raises(Stopped), stopping():
         start([PYTHON, "-c", "pass"], tmp_path, tmp_path / "log.txt")
-    assert pressed
+    assert sent
     start([PYTHON, "-c", "pass"], tmp_path, tmp_path / "log.txt").wait()  # that was then
 
 

@@ -1,11 +1,13 @@
-"""Runs that a signal ends: the system's for memory, a driver's crash."""
+"""Runs that a signal ends: the system's for memory, a driver's crash; and one that the sweep itself hears."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forks import signal_amid_the_next_fork
 from hyperfed.core import UserError
 from hyperfed.evidence.command import main, read_settings
 from hyperfed.evidence.plans import Ask, plan
@@ -45,6 +47,14 @@ def test_a_run_that_signals_end_again_and_again_is_listed_and_does_not_stop_the_
     assert killed == STARTS
     assert [c.row for c in out.finished] == ["Local"]
     assert list(out.failed.values()) == ["ended by signal 9 in each of 3 starts"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_ctrl_c_amid_a_fork_is_not_lost(tmp_path: Path) -> None:
+    sent = signal_amid_the_next_fork(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(Store(tmp_path / "store"), tmp_path / "work", {}).play(CELLS)
+    assert sent and not list((tmp_path / "store").rglob("*.json")), "stopped in its first run"
 
 
 def test_settings_of_the_machine_reach_the_runs_and_change_nothing_else(tmp_path: Path) -> None:

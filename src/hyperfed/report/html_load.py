@@ -12,7 +12,6 @@ from typing_extensions import TypedDict
 from hyperfed.core import UserError
 from hyperfed.report.runs import Detail, RunFiles, read_run
 from hyperfed.report.similarity import group_of_clients
-from hyperfed.run.config import identity
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -173,8 +172,7 @@ def reason(problem: Exception) -> str:
 def played_as(run: RunFiles) -> str:
     """What tells a run from others: its settings, its versions and its numbers, without seconds."""
     numbers = [{k: v for k, v in e.items() if k not in ("seconds", "cpu_seconds")} for e in run.evaluations]
-    settings = sorted((k, repr(v)) for k, v in identity(run.config).items())
-    return json.dumps([run.label, settings, run.facts["versions"], numbers], sort_keys=True)
+    return json.dumps([run.label, run.facts["identity"], run.facts["versions"], numbers], sort_keys=True)
 
 
 def load(paths: Sequence[str | Path]) -> tuple[list[RunFiles], list[str]]:
