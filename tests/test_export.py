@@ -82,7 +82,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     (path,) = export(tmp_path / "run", [0], tmp_path)
     (tmp_path / "file").touch()
     for arguments, words in (
-        (["nowhere"], "is not a run's folder"),
+        (["nowhere"], "hyperfed: '" + str(tmp_path / "nowhere") + "' is not a run's folder: it has no config.json."),
         (["run", "--clients", "6"], "--clients = 6 is not valid: must be from 0 to 5, or all."),
         (["run", "--clients", "one"], "--clients = 'one' is not valid: must be client numbers with commas, such as 0,3, or all."),
         (["run", "rounds=9"], "resume: rounds = 9 differs from the run's 3"),

@@ -93,6 +93,8 @@ def export(run: Path, clients: Sequence[int] | None, out: Path, settings: Sequen
     from hyperfed.main import resumed
     from hyperfed.run.experiment import Experiment
 
+    if not (run / "config.json").exists():
+        raise UserError(f"{str(run)!r} is not a run's folder: it has no config.json.")
     composed = resumed(run, settings)
     if composed["engine"]["name"] != "local":
         raise invalid("engine", composed["engine"]["name"], "local: of other runs the clients' own processes hold what is personal")
