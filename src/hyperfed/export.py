@@ -6,6 +6,7 @@ the run nor its data, nor a hypernetwork.
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def export(run: Path, clients: Sequence[int] | None, out: Path, settings: Sequen
     from hyperfed.engine.local import LocalEngine
     from hyperfed.engine.workspace import NonFiniteLoss
     from hyperfed.main import resumed
+    from hyperfed.run.config import resume_setting
     from hyperfed.run.experiment import Experiment
 
     if not (run / "config.json").exists():
@@ -105,7 +107,8 @@ def export(run: Path, clients: Sequence[int] | None, out: Path, settings: Sequen
     config, engine, dataset = experiment.config, experiment.fed.engine, experiment.fed.dataset
     assert isinstance(engine, LocalEngine)
     if experiment.number < config.rounds:
-        raise UserError(f"{str(run)!r} is at round {experiment.number} of {config.rounds}: end it with `hyperfed run resume={run}` first.")
+        end = f"hyperfed run {shlex.quote(resume_setting(run))}"
+        raise UserError(f"{str(run)!r} is at round {experiment.number} of {config.rounds}: end it with `{end}` first.")
     model, everyone = experiment.fed.model, experiment.everyone()
     tune, written = None if as_trained else experiment.finetune(config.rounds), []
     for k in range(config.num_clients) if clients is None else clients:

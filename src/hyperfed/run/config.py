@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
@@ -270,6 +271,15 @@ def run_folder(composed: Mapping[str, Any]) -> Path:
     if run.get("dir"):
         return writable("run.dir", Path(run["dir"]))
     return writable("run.root", Path(run["root"])) / run_name(composed)
+
+
+def resume_setting(folder: Path) -> str:
+    """``resume=FOLDER``, to be typed again: plain, or quoted so that Hydra reads any path back as it is. A shell's quotes go around it."""
+    text = str(folder)
+    if re.fullmatch(r"(?ai)(?!(null|true|false|nan|inf)$)[/a-z_][a-z0-9_./-]*", text):
+        return f"resume={text}"
+    escaped = re.sub(r"(\\*)(\$\{|'|\Z)", lambda found: 2 * found[1] + ("\\" if found[2] else "") + found[2], text)
+    return f"resume='{escaped}'"
 
 
 def writable(field: str, path: Path) -> Path:

@@ -1,5 +1,6 @@
 """A run from start (or its last checkpoint) to end, with everything it leaves in its folder."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from hyperfed.processes import interruptible
 from hyperfed.run import checkpoint, origin
 from hyperfed.run.build import Federation, build, server_type
 from hyperfed.run.claim import Claim
-from hyperfed.run.config import Config, identity_hash, make_config, run_folder
+from hyperfed.run.config import Config, identity_hash, make_config, resume_setting, run_folder
 from hyperfed.run.evaluate import Evaluation
 from hyperfed.run.journal import Journal
 from hyperfed.run.ledger import Ledger
@@ -123,7 +124,7 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """Play the remaining rounds. Returns the last line of metrics. Raises Interrupted, UserError (NaN with ``on_nan=stop``)."""
         self.claim.check()
-        go_on = f"go on with: hyperfed run resume={self.folder}"
+        go_on = f"go on with: hyperfed run {shlex.quote(resume_setting(self.folder))}"
         try:
             self._play()
         except StopAsked:
