@@ -174,7 +174,7 @@ class LocalEngine:
     def evaluate(self, rnd: Round, download: Callable[[int], Any], finetune: Finetune | None) -> Iterator[Score]:
         """See :class:`~hyperfed.engine.round.Engine`."""
         ids = rnd.ids.tolist()
-        for k, came in zip(ids, self._each(ids, lambda k: partial(self._score, k, download(k), rnd.number, finetune)), strict=True):
+        for k, came in zip(ids, self._each(ids, lambda k: partial(self.score, k, download(k), rnd.number, finetune)), strict=True):
             yield Score(len(self.test_index[k]), *self._told(k, rnd.number, *came))
 
     def model_of(self, k: int, down: Any) -> Params:
@@ -199,7 +199,7 @@ class LocalEngine:
 
         Where fine-tuning breaks and ``on_nan`` is not stop, the client is scored without it.
         """
-        return self._told(k, number, *self._score(k, down, number, finetune, self.space))
+        return self._told(k, number, *self.score(k, down, number, finetune))
 
     def _told(self, k: int, number: int, before: int, after: int | None, problem: NonFiniteLoss | None) -> tuple[int, int | None]:
         if problem is not None:
@@ -208,10 +208,11 @@ class LocalEngine:
             self.warn(number, k, f"scored without fine-tuning: {problem}")
         return before, after
 
-    def _score(
-        self, k: int, down: Any, number: int, finetune: Finetune | None, space: Workspace
+    def score(
+        self, k: int, down: Any, number: int, finetune: Finetune | None, space: Workspace | None = None
     ) -> tuple[int, int | None, NonFiniteLoss | None]:
-        """Before, after, and what broke in between."""
+        """Right answers before and after fine-tuning, and what broke in between: then they are the same."""
+        space = space or self.space
         client = self._tuner(k, number, finetune, space)
         with space.aside():
             with torch.no_grad():

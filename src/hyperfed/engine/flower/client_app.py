@@ -69,13 +69,13 @@ class ClientSide:
         return pack({**reply, "loss": float(answer.loss), "version": store.versions.get(who, NEVER)}, answer.upload)
 
     def evaluate(self, message: Message) -> RecordDict:
-        """One client's accuracy; its state stays as it is."""
+        """One client's accuracy; its state stays as it is. What broke its fine-tuning, if anything did, the server judges."""
         head, down = self.begin(message)
         k = head["client"]
-        before, after = self.engine.correct(k, down, head["round"], self.finetune if message_flag(message, "finetune") else None)
+        before, after, problem = self.engine.score(k, down, head["round"], self.finetune if message_flag(message, "finetune") else None)
         reply = {name: head[name] for name in ("experiment", "round", "client")}
-        tests = len(self.engine.test_index[k])
-        return pack({**reply, "tests": tests, "before": before, "after": -1 if after is None else after})
+        reply |= {"tests": len(self.engine.test_index[k]), "before": before, "after": -1 if after is None else after}
+        return pack(reply if problem is None else {**reply, "failure": "nonfinite", "step": problem.step, "lr": float(problem.lr)})
 
     def whoami(self, message: Message) -> RecordDict:
         """The clients hosted here and their numbers of training and test examples."""

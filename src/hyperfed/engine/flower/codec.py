@@ -145,11 +145,16 @@ def header_of(content: RecordDict, expected: Mapping[str, type]) -> dict[str, An
     record = content.config_records.get(HEADER)
     if record is None:
         raise Refused(f"the header {HEADER!r} is missing.")
+    return checked(dict(record), expected)
+
+
+def checked(head: dict[str, Any], expected: Mapping[str, type]) -> dict[str, Any]:
+    """The header, if every expected entry is there and of its type. Raises Refused."""
     for name, kind in expected.items():
-        value = record.get(name)
+        value = head.get(name)
         if type(value) is not kind:
             raise Refused(f"header entry {name!r} is {value!r}, expected {kind.__name__}.")
-    return dict(record)
+    return head
 
 
 def size_of(content: RecordDict) -> int:

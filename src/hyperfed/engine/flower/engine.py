@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Message, MessageType, RecordDict
 
 from hyperfed.core import Method, Params, Round
-from hyperfed.engine.flower.codec import Refused, Spec, decode, header_of, message_types, pack, size_of, spec_of
+from hyperfed.engine.flower.codec import Refused, Spec, checked, decode, header_of, message_types, pack, size_of, spec_of
 from hyperfed.engine.flower.nodes import Nodes, QuorumNotMet, first_line
 from hyperfed.engine.flower.remote import Remote
 from hyperfed.engine.round import Finetune, Reply, Score, StopAsked
@@ -92,12 +92,16 @@ class FlowerEngine:
                 if self.on_nan == "stop":
                     raise
                 self.warn(rnd.number, k, f"skipped: {problem}")
-        if len(replies) < ceil(self.nodes.settings.quorum * len(everyone)):
-            raise QuorumNotMet(
-                f"round {rnd.number} has good replies of {len(replies)} of {len(everyone)} clients, fewer than engine.quorum = "
-                f"{self.nodes.settings.quorum:g} asks for: metrics.jsonl names each reason; resume the run when the clients are back."
-            )
+        self._enough(f"round {rnd.number}", len(replies), len(everyone))
         yield from (replies[k] for k in sorted(replies))
+
+    def _enough(self, what: str, good: int, asked: int) -> None:
+        """Raise QuorumNotMet where too few clients answered well."""
+        if good < ceil(self.nodes.settings.quorum * asked):
+            raise QuorumNotMet(
+                f"{what} has good replies of {good} of {asked} clients, fewer than engine.quorum = {self.nodes.settings.quorum:g} "
+                "asks for: metrics.jsonl names each reason; resume the run when the clients are back."
+            )
 
     def commit(self, number: int) -> None:
         """From now on the clients' states of this round are theirs."""
@@ -105,31 +109,45 @@ class FlowerEngine:
         self._made.clear()
 
     def evaluate(self, rnd: Round, download: Callable[[int], Any], finetune: Finetune | None) -> Iterator[Score]:
-        """See :class:`~hyperfed.engine.round.Engine`."""
-        ids = rnd.ids.tolist()
+        """See :class:`~hyperfed.engine.round.Engine`. Raises QuorumNotMet, NonFiniteLoss (``on_nan=stop``), StopAsked."""
+        ids, good, tests = rnd.ids.tolist(), 0, 0
         self.nodes.meet(ids)
         for start in range(0, len(ids), AT_ONCE):
             some = ids[start : start + AT_ONCE]
             scores: dict[int, Score] = {}
+            broken: dict[int, NonFiniteLoss] = {}
 
             def content(k: int) -> RecordDict:
                 return pack({**self._header(rnd.number, k), "finetune": finetune is not None}, download(k))
 
             for k, answer in self._ask(MessageType.EVALUATE, rnd.number, some, content):
                 try:
-                    scores[k] = self._score(k, self._header_from(k, rnd.number, answer, SCORED), finetune)
+                    head = self._header_from(k, rnd.number, answer, SCORED)
+                    scores[k] = self._score(k, head, finetune)
+                    if finetune and "failure" in head:
+                        broken[k] = NonFiniteLoss(k, rnd.number, head["step"], head["lr"], "finetune")
                 except Refused as problem:
                     self.warn(rnd.number, k, f"the evaluation of client {k} was refused: {problem}")
+            for k, broke in sorted(broken.items()):  # whatever order they answered in
+                if self.on_nan == "stop":
+                    raise broke
+                self.warn(rnd.number, k, f"scored without fine-tuning: {broke}")
+            good, tests = good + len(scores), tests + sum(score.tests for score in scores.values())
             yield from (scores.get(k, Score(0, 0, 0 if finetune else None)) for k in some)
+        self._enough(what := f"the evaluation after round {rnd.number}", good, len(ids))
+        if not tests:
+            raise QuorumNotMet(f"{what} has no test example of any client: metrics.jsonl names each reason; resume the run for another.")
 
     def _score(self, k: int, head: dict[str, Any], finetune: Finetune | None) -> Score:
-        """What a client says of its accuracy, as far as it can be true. Raises Refused."""
+        """What a client says of its accuracy (and of what broke), as far as it can be true. Raises Refused."""
         tests, told = head["tests"], self.nodes.tests.get(k, 0)
         if not 0 <= tests <= told:
             raise Refused(f"tests = {tests}, and it told of {told} test examples when it connected.")
         for name in ("before", "after") if finetune else ("before",):
             if not 0 <= head[name] <= tests:
                 raise Refused(f"{name} = {head[name]} correct of tests = {tests} is not possible.")
+        if "failure" in head:
+            checked(head, FAILED)
         return Score(tests, head["before"], head["after"] if finetune else None)
 
     def _header(self, number: int, k: int) -> dict[str, Any]:
@@ -154,7 +172,7 @@ class FlowerEngine:
         """A client's answer, checked in every part. Raises Refused, and NonFiniteLoss where the client's own training broke."""
         head = self._header_from(k, number, content, IDENTITY)
         if "failure" in head:
-            head = header_of(content, FAILED)
+            checked(head, FAILED)
             raise NonFiniteLoss(k, number, head["step"], head["lr"])
         head = header_of(content, TRAINED)
         if isinf(head["loss"]):  # NaN is how a client says that its defence keeps the loss to itself
