@@ -199,6 +199,25 @@ def test_clients_keep_no_more_states_than_checkpoints_need(tmp_path: Path) -> No
     assert len(list((run.folder / "states").iterdir())) <= 3 * 8
 
 
+def test_a_slow_order_deletes_no_younger_state(tmp_path: Path) -> None:
+    """Client 1's node gets the order of round 2 once more when round 3 is committed: version 3 stays."""
+    overrides = [*ALL_IN, "method=fedper", "rounds=4", "eval.every=4"]
+    orders: list[Any] = []
+
+    def keep(grid: BadGrid, sent: Any, replies: Any) -> Any:
+        orders.append(sent)
+        return replies
+
+    def again(grid: BadGrid, sent: Any, replies: Any) -> Any:
+        grid.client_app(orders[0].message, grid.contexts[orders[0].node])
+        return replies
+
+    tricks = {("train", 2, 1): keep, ("train", 4, 0): again}
+    run = experiment(tmp_path / "a", "flower", *overrides, grid=BadGrid(tmp_path / "a", tricks, *overrides))
+    run.run()
+    assert notes(run.folder) == []
+
+
 def test_a_client_that_lost_its_state_says_so(tmp_path: Path) -> None:
     overrides = [*ALL_IN, "method=fedper"]
     run = experiment(tmp_path / "run", "flower", *overrides)

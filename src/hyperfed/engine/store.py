@@ -107,13 +107,17 @@ class Store(Generic[C]):
         """Whether this version is on disk."""
         return (self.folder / _name(k, version)).exists()
 
-    def keep_only(self, k: int, versions: Iterable[int]) -> None:
-        """Delete client ``k``'s other versions; of a folder that several processes share, each deletes its own clients' only."""
+    def keep_only(self, k: int, versions: Iterable[int], before: int) -> None:
+        """Delete client ``k``'s other versions from before round ``before``: who says so may be a slow order, and younger ones committed.
+
+        Of a folder that several processes share, each deletes its own clients' only.
+        """
         kept = {_name(k, v) for v in versions}
         for path in self.folder.glob(f"{k:06d}-*.safetensors"):
-            if path.name not in kept:
+            version = int(path.stem.split("-")[1])
+            if path.name not in kept and version < before:
                 path.unlink(missing_ok=True)
-                self._files[k].discard(int(path.stem.split("-")[1]))
+                self._files[k].discard(version)
 
     def _write(self, k: int) -> None:
         """Write the state of client ``k`` that is only in memory; :meth:`flush` sees to it that it outlives a loss of power."""

@@ -65,7 +65,7 @@ class ClientSide:
         who = self.who(k)
         store.put(who, state, number)
         store.flush()
-        store.keep_only(who, {*head["keep"], number})
+        store.keep_only(who, head["keep"], before=number)
         return pack({**reply, "loss": float(answer.loss), "version": store.versions.get(who, NEVER)}, answer.upload)
 
     def evaluate(self, message: Message) -> RecordDict:
