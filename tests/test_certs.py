@@ -100,3 +100,70 @@ def test_certificates_that_cannot_serve_are_found_before_the_server_starts(tmp_p
     (good / "server.pem").write_text("nothing")
     with pytest.raises(UserError, match=r"server\.pem cannot be read as a certificate"):
         check_certs(good, "127.0.0.1")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+DAMAGE = {
+    "ca.crt": (_cut, r"ca\.crt cannot be read as a certificate"),
+    "ca.key": (_cut, r"ca\.key cannot be read as a private key"),
+    "server.key": (_cut, r"server\.key cannot be read as a private key"),
+    "client-0": (lambda path: path.write_bytes(b""), r"client-0 cannot be read as a machine's private key"),
+    "client-0.pub": (_cut, r"client-0\.pub cannot be read as a machine's public key"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
+    damage, words = DAMAGE[name]
+    make_certs(tmp_path, [], 1)
+    damage(tmp_path / name)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=words):
+        make_certs(tmp_path, [], 2)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("ca.key", "is another authority's"), ("server.key", "is not the key of server.pem"), ("client-0.pub", "is not the public key")],
+)
+def test_anothers_file_is_named(name: str, words: str, tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        make_certs(folder, [], 1)
+    shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+    with pytest.raises(UserError, match=f"{name} {words}"):
+        make_certs(tmp_path / "a", [], 1)
+
+
+def test_what_is_missing_is_completed_and_what_is_elsewhere_is_left(tmp_path: Path) -> None:
+    """A public key is had from its private one; a private one that was moved to its machine is not made anew."""
+    make_certs(tmp_path, [], 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "client-0.pub").unlink()
+    (tmp_path / "client-1").unlink()
+    make_certs(tmp_path, [], 2)
+    del before["client-1"]
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_key_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off while client-0 is written, the next call makes it; no other user could read it meanwhile."""
+    write, seen = Path.write_bytes, []
+
+    def cut(path: Path, content: bytes) -> int:
+        if "client-0" in path.name:
+            seen.append(path.stat().st_mode & 0o777)
+            write(path, content[:50])
+            raise KeyboardInterrupt
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", cut)
+        with pytest.raises(KeyboardInterrupt):
+            make_certs(tmp_path, [], 1)
+    assert seen == [0o600] and not list(tmp_path.glob("*client-0*"))
+    make_certs(tmp_path, [], 1)
+    assert (tmp_path / "client-0").exists() and (tmp_path / "client-0.pub").exists()

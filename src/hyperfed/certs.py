@@ -3,36 +3,56 @@
 import ipaddress
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
 from cryptography.x509.oid import NameOID
 
 from hyperfed.core import UserError, invalid
+from hyperfed.core.files import atomic
 
+T = TypeVar("T")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 
 
 def make_certs(folder: Path, names: Sequence[str], clients: int, days: int = 365) -> None:
     """Write ca.crt, ca.key, server.pem, server.key and client-<i>, client-<i>.pub; nothing that is there is overwritten, except that
-    where server.pem is missing its key is made anew, too.
+    where server.pem is missing its key is made anew, too. What is there must be whole and fit together: UserError names what does not.
 
     ``names`` are the host names and addresses by which clients reach the server; the loopback ones are always added.
     """
-    hosts = [_general_name(name) for name in dict.fromkeys([*names, *LOOPBACK])]
+    hosts = [general_name(name, "--name") for name in dict.fromkeys([*names, *LOOPBACK])]
     if clients < 1:
         raise invalid("--clients", clients, "an integer >= 1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UserError(f"folder {str(folder)!r} cannot be made: {problem.strerror}.") from None
+    try:
+        _complete(folder, hosts, names, clients, days)
+    except OSError as problem:
+        raise UserError(f"folder {str(folder)!r} cannot be written: {problem.strerror or problem}.") from None
+
+
+def _complete(folder: Path, hosts: Sequence[x509.GeneralName], names: Sequence[str], clients: int, days: int) -> None:
+    """Check what is there, make what is missing."""
     if (folder / "server.pem").exists() and names:
         raise UserError(f"{folder / 'server.pem'} exists: remove it to make one for {', '.join(names)}.")
     if not (folder / "ca.crt").exists():
@@ -42,13 +62,55 @@ def make_certs(folder: Path, names: Sequence[str], clients: int, days: int = 365
                 "ca.key and server.pem, too, for a new authority, whose ca.crt every client machine will need."
             )
         _make_authority(folder, days)
+    authority = _certificate(folder / "ca.crt")
+    if (folder / "ca.key").exists() and not _same(_key(folder / "ca.key").public_key(), authority.public_key()):
+        raise UserError(f"{folder / 'ca.key'} is another authority's key, not that of ca.crt: copy back the one that belongs to it.")
     if not (folder / "server.pem").exists():
-        _make_server(folder, hosts, days)
+        _make_server(folder, authority, hosts, days)
+    elif not _same(_key(folder / "server.key").public_key(), _certificate(folder / "server.pem").public_key()):
+        raise UserError(f"{folder / 'server.key'} is not the key of server.pem: remove server.pem to have both made anew.")
     for i in range(clients):
-        if not (folder / f"client-{i}").exists():
-            key = ec.generate_private_key(ec.SECP384R1())
-            _write(folder / f"client-{i}", key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), secret=True)
-            _write(folder / f"client-{i}.pub", key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
+        _complete_machine(folder / f"client-{i}", folder / f"client-{i}.pub")
+
+
+def _complete_machine(private: Path, public: Path) -> None:
+    """A machine's pair of keys. Its private one may have been moved to the machine; the public one can be had from it."""
+    if not private.exists():
+        if public.exists():
+            return
+        key = ec.generate_private_key(ec.SECP384R1())
+        _write(private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), secret=True)
+    key = _machine(private)
+    if not public.exists():
+        _write(public, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
+    elif machine_key(public) != _pem(key.public_key()):
+        raise UserError(f"{public} is not the public key of {private.name}: remove it to have it made anew.")
+
+
+def check_machine(authority: Path, private: Path) -> None:
+    """What a client machine was given must be whole. Raises UserError."""
+    _certificate(authority)
+    _machine(private)
+
+
+def machine_key(path: Path) -> bytes:
+    """A machine's public key, client-<i>.pub, in the form by which Flower knows its node. Raises UserError."""
+
+    def load(content: bytes) -> bytes:
+        key = load_ssh_public_key(content)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError
+        return _pem(key)
+
+    return _read(path, "a machine's public key", load)
+
+
+def _pem(key: ec.EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _same(one: ec.EllipticCurvePublicKey, other: object) -> bool:
+    return isinstance(other, ec.EllipticCurvePublicKey) and _pem(one) == _pem(other)
 
 
 def _make_authority(folder: Path, days: int) -> None:
@@ -66,9 +128,10 @@ def _make_authority(folder: Path, days: int) -> None:
     _write(folder / "ca.crt", made.public_bytes(Encoding.PEM))
 
 
-def _make_server(folder: Path, hosts: Sequence[x509.GeneralName], days: int) -> None:
-    authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    signer = _load_key(folder / "ca.key")
+def _make_server(folder: Path, authority: x509.Certificate, hosts: Sequence[x509.GeneralName], days: int) -> None:
+    if not (folder / "ca.key").exists():
+        raise UserError(f"{folder / 'ca.key'} is missing: the server's certificate is signed where the authority's key is.")
+    signer = _key(folder / "ca.key")
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "HyperFed server")])
     made = (
@@ -95,25 +158,22 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
     )
 
 
-def _general_name(name: str) -> x509.GeneralName:
-    """A host as a certificate names it; a name with letters of other alphabets in the form that DNS knows."""
+def general_name(name: str, field: str) -> x509.GeneralName:
+    """A host as a certificate names it, given as ``field``; a name with letters of other alphabets in the form that DNS knows."""
     with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(name))
     with suppress(UnicodeError):
         host = name.encode("idna").decode().lower()
         if len(host) <= 253 and re.fullmatch(rf"({LABEL}\.)*{LABEL}", host):
             return x509.DNSName(host)
-    raise invalid("--name", name, "a host name (parts of at most 63 characters) or an IP address, without a port")
+    raise invalid(field, name, "a host name (parts of at most 63 characters) or an IP address, without a port")
 
 
 def check_certs(folder: Path, host: str) -> None:
     """One TLS handshake in memory: what ``host`` will show must satisfy whoever trusts ca.crt, today. Raises UserError."""
     now, remedy = datetime.now(UTC), "docs/deploy.md says under 'Renewing certificates' how to make a new one"
     for path in (folder / "ca.crt", folder / "server.pem"):
-        try:
-            made = x509.load_pem_x509_certificate(path.read_bytes())
-        except (OSError, ValueError) as problem:
-            raise UserError(f"{path} cannot be read as a certificate: {problem}.") from None
+        made = _certificate(path)
         begin, end = made.not_valid_before_utc, made.not_valid_after_utc
         if not begin <= now <= end:
             raise UserError(f"{path} is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, not now ({now:%H:%M}): {remedy}.")
@@ -133,17 +193,36 @@ def check_certs(folder: Path, host: str) -> None:
         raise UserError(f"{folder / 'server.pem'} and server.key do not serve TLS ({problem.strerror}): {remedy}.") from None
 
 
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+def _read(path: Path, what: str, load: Callable[[bytes], T]) -> T:
+    """What is in a file. Raises UserError where it is not what it should be."""
+    try:
+        return load(path.read_bytes())
+    except OSError as problem:
+        raise UserError(f"{path} cannot be read: {problem.strerror}.") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise UserError(f"{path} cannot be read as {what}: copy it back, or remove it and what was made with it.") from None
 
-    if not path.exists():
-        raise UserError(f"{path} is missing: the server's certificate is signed where the authority's key is.")
-    key = load_pem_private_key(path.read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+
+def _certificate(path: Path) -> x509.Certificate:
+    return _read(path, "a certificate", x509.load_pem_x509_certificate)
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    return _read(path, "a private key", lambda content: _curve(load_pem_private_key(content, None)))
+
+
+def _machine(path: Path) -> ec.EllipticCurvePrivateKey:
+    return _read(path, "a machine's private key", lambda content: _curve(load_ssh_private_key(content, None)))
+
+
+def _curve(key: object) -> ec.EllipticCurvePrivateKey:
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("no key of an elliptic curve")
     return key
 
 
 def _write(path: Path, content: bytes, *, secret: bool = False) -> None:
-    path.touch(mode=0o600)
-    path.chmod(0o600 if secret else 0o644)  # touch leaves the mode of a file that is there
-    path.write_bytes(content)
+    with atomic(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.chmod(0o600 if secret else 0o644)
+        temporary.write_bytes(content)
