@@ -17,10 +17,11 @@ class Stopped(Exception):
 
 
 class _Signals:
-    """Whether one was heard within :func:`stopping`, and whether a program is just being started."""
+    """Whether one was heard within :func:`stopping`, and whether a program is just being started, or stopped."""
 
     heard = False
     starting = False
+    ending = False
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def stopping() -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         _Signals.heard = True
-        if not _Signals.starting:
+        if not (_Signals.starting or _Signals.ending):
             raise Stopped
 
     _Signals.heard = False
@@ -100,14 +101,23 @@ def start(command: list[str], home: Path, log: Path, extra: Mapping[str, str] | 
 
 
 def stop(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
-    """End a program and the helpers it started, all of them in its process group; with force if it must be."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + grace
-        with suppress(ProcessLookupError):
-            while time.monotonic() < deadline:
-                os.killpg(process.pid, number)
-                process.poll()
-                time.sleep(0.2)
+    """End a program and the helpers it started, all of them in its process group; with force if it must be.
+
+    A signal meanwhile waits until that is done: an impatient second one would leave programs behind.
+    """
+    told, _Signals.ending = _Signals.heard, True
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + grace
+            with suppress(ProcessLookupError):
+                while time.monotonic() < deadline:
+                    os.killpg(process.pid, number)
+                    process.poll()
+                    time.sleep(0.2)
+    finally:
+        _Signals.ending = False
+    if _Signals.heard and not told:
+        raise Stopped
 
 
 def free_port() -> int:
