@@ -1,6 +1,7 @@
 """What ``hyperfed deploy`` says before it starts anything. The deployments themselves: test_deploy.py."""
 
 import argparse
+import json
 import os
 import socket
 import threading
@@ -12,7 +13,11 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from flwr.cli.supernode.register import try_load_public_key
 from flwr.common.config import parse_config_args
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
 
 import hyperfed.deploy
 import hyperfed.deploy_server
@@ -59,6 +64,12 @@ def client(keys: Path, *arguments: str) -> list[str]:
         (["--data-root", "/nonexistent"], "--data-root = '/nonexistent' is not valid"),
         (["--device", "gpu"], "device = 'gpu' is not valid"),
         (["--server", "nowhere"], "--server = 'nowhere' is not valid: must be HOST:PORT"),
+        (["--server", "localhost:²"], "--server = 'localhost:²' is not valid: must be HOST:PORT"),
+        (["--server", "localhost:0"], "--server = 'localhost:0' is not valid"),
+        (["--server", "localhost:65536"], "--server = 'localhost:65536' is not valid"),
+        (["--key", "/dev/null"], "/dev/null is missing."),
+        (["--key", __file__], f"{__file__} cannot be read as a machine's private key"),
+        (["--ca", __file__], f"{__file__} cannot be read as a certificate"),
         (["--key", "/nonexistent"], "/nonexistent is missing."),
         (["--state-dir", "/dev/null/state"], "--state-dir = '/dev/null/state' cannot be made: Not a directory."),
     ],
@@ -165,8 +176,15 @@ def test_a_port_has_one_server(keys: Path) -> None:
     server(keys, port=port)._await_port(seconds=0)
     with pytest.raises(UserError, match="cannot be listened on: Cannot assign requested address"):
         server(keys, host="192.0.2.1", port=port)._await_port()
-    with pytest.raises(UserError, match="--port = 70000 is not valid: must be from 1 to 65535"):
-        server(keys, port=70000)
+    for wrong in (70000, 0, -1):
+        with pytest.raises(UserError, match=f"--port = {wrong} is not valid: must be from 1 to 65535"):
+            server(keys, port=wrong)
+
+
+@pytest.mark.parametrize("host", ["", ".x", "a" * 300, "a b", "127.0.0.1:80"])
+def test_what_is_no_host_cannot_be_listened_on(host: str, keys: Path) -> None:
+    with pytest.raises(UserError, match=r"--host = .* is not valid: must be a host name"):
+        server(keys, host=host)
 
 
 def test_a_stop_while_the_settings_are_checked_is_a_stop(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,3 +201,58 @@ def test_a_server_that_does_not_answer_says_what_happened_last(keys: Path) -> No
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match=r"does not answer on 127\.0\.0\.1:\d+ \(.*Connection refused\); see .*superlink\.log"):
             server(keys, port=taken.getsockname()[1])._wait_healthy(link, seconds=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator found in configuration:DeprecationWarning")  # of what Flower's book is made with
+def test_a_key_that_was_taken_out_may_connect_no_more(keys: Path) -> None:
+    """In Flower's own book: who stays keeps the number by which it is connected, and who comes back is taken again."""
+    make_certs(keys, [], 3)
+    here = server(keys)
+    here.home.mkdir(parents=True)
+    here._forget()  # no book yet
+
+    path = str(here.home / "superlink.db")
+    book = SqlLinkState(path, NoOpFederationManager(), ObjectStoreFactory(path).store())
+    book.initialize()
+    stored = [try_load_public_key(keys / f"client-{i}.pub") for i in range(3)]
+    numbers = [book.create_node("", "", key, 30) for key in stored]
+    book.delete_node("", numbers[2])  # by hand, with `flwr supernode unregister`
+    away = (keys / "client-1.pub").rename(keys.parent / "client-1.pub")
+    here._forget()
+    assert [book.get_node_id_by_public_key(key) for key in stored] == [numbers[0], None, None]
+    away.rename(keys / "client-1.pub")
+    here._forget()
+    again = [book.create_node("", "", key, 30) for key in stored[1:]]
+    assert [book.get_node_id_by_public_key(key) for key in stored] == [numbers[0], *again]
+    (keys / "client-0.pub").write_text("")
+    with pytest.raises(UserError, match=r"client-0\.pub cannot be read as a machine's public key"):
+        here._forget()
+    make_certs(keys.parent / "others", [], 1)
+    other = server(keys.parent / "others", folder="other")
+    other.home.mkdir(parents=True)
+    (other.home / "superlink.db").write_text("nothing")
+    with pytest.raises(UserError, match=r"superlink\.db cannot be changed \(file is not a database\)"):
+        other._forget()
+
+
+def test_what_is_new_in_the_metrics_is_told_once(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line that is just being written waits for its end; a run that goes on cuts the file back, and may be past its old end already."""
+
+    def line(number: int) -> str:
+        return json.dumps({"event": "skipped", "round": number, "client": 0, "message": f"note {number}"}) + "\n"
+
+    here, told = server(keys), []
+    here.folder.mkdir()
+    metrics, seen = here.folder / "metrics.jsonl", here._seen()
+    for text in (
+        line(1) + line(2)[:20],
+        line(1) + line(2),
+        line(1) + "\x00{torn\n",
+        line(1) + line(30) + line(4),
+        line(1),
+        line(1) + line(5) + line(6) + line(7),
+    ):
+        metrics.write_text(text)
+        here._tell(seen)
+        told.append([said.split("note ")[1] for said in capsys.readouterr().out.splitlines()])
+    assert told == [["1"], ["2"], [], ["30", "4"], [], ["5", "6", "7"]]

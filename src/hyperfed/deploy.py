@@ -83,15 +83,17 @@ def _escaped(value: str) -> str:
 
 def check_client(known: argparse.Namespace) -> dict[str, str]:
     """The node config; what can be wrong with it is said here, not first when the server asks. Raises UserError."""
+    from hyperfed.certs import check_machine
     from hyperfed.run.build import choose_device
     from hyperfed.run.flower import check_own, client_numbers
 
     host, _, port = known.server.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16):
         raise invalid("--server", known.server, "HOST:PORT, such as fed.example.org:9500")
     for path in (known.ca, known.key):
         if not path.is_file():
             raise UserError(f"{path} is missing.")
+    check_machine(known.ca, known.key)
     hosted = client_numbers(known.clients)
     if known.data:
         check_own(known.data, hosted)

@@ -6,16 +6,18 @@ import json
 import os
 import shlex
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hyperfed.certs import check_certs, general_name, machine_key
 from hyperfed.core import UserError, invalid
 from hyperfed.core.files import lock, write_text
 from hyperfed.processes import Stopped, environment, say, start, stop
@@ -64,6 +66,7 @@ class Server:
         self.home = self.folder / "flower"
         if not 0 < self.port < 2**16:
             raise invalid("--port", self.port, "from 1 to 65535")
+        general_name(self.host, "--host")
         for name in ("ca.crt", "server.pem", "server.key"):
             if not (self.certs / name).exists():
                 raise UserError(f"{self.certs / name} is missing: make it with `hyperfed deploy certs {known.certs}`.")
@@ -74,6 +77,7 @@ class Server:
             with self._alone():
                 self._prepare()
                 self._await_port()
+                self._forget()
                 return self._serve()
         except Stopped:
             say("stopped; the same command goes on from the last complete round.")
@@ -142,7 +146,6 @@ class Server:
 
     def _prepare(self) -> None:
         """Check the settings before anything starts, and write what Flower reads."""
-        from hyperfed.certs import check_certs
         from hyperfed.flower_apps import compose_run
         from hyperfed.run.config import identity_hash
         from hyperfed.run.flower import check_deployable
@@ -182,9 +185,28 @@ class Server:
         program = str(Path(sys.executable).with_name("flwr"))
         return subprocess.run([program, *arguments], env=environment(self.home), capture_output=True, text=True, check=False)
 
+    def _keys(self) -> list[Path]:
+        return sorted(self.certs.glob("*.pub"))
+
+    def _forget(self) -> None:
+        """Take the nodes for which no *.pub stands out of Flower's book, where it has any; those that stay keep their numbers.
+
+        Flower's own way, to unregister them, would refuse their keys for ever, if they should come back.
+        """
+        book, known = self.home / "superlink.db", {machine_key(key) for key in self._keys()}
+        if not book.exists():
+            return
+        try:
+            with closing(sqlite3.connect(book)) as base, base:
+                if base.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'node'").fetchone():
+                    marks = ", ".join("?" * len(known))
+                    base.execute(f"DELETE FROM node WHERE status = 'unregistered' OR public_key NOT IN ({marks})", tuple(known))
+        except sqlite3.Error as problem:
+            raise UserError(f"{book} cannot be changed ({problem}): it holds nothing that the run needs, remove it.") from None
+
     def _register(self) -> None:
         """Every *.pub is a node that may connect; no other may."""
-        keys = sorted(self.certs.glob("*.pub"))
+        keys = self._keys()
         for key in keys:
             done = self._flwr("supernode", "register", str(key), "here", "--format", "json")
             if done.returncode and "already" not in (done.stdout + done.stderr).lower():
@@ -219,25 +241,22 @@ class Server:
             return dict(runs[0])
         return {}
 
-    def _seen(self) -> list[int]:
+    def _seen(self) -> list[str]:
+        """The whole lines of metrics.jsonl; a run may just be writing the last one."""
         path = self.folder / "metrics.jsonl"
-        return [path.stat().st_size if path.exists() else 0]
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
 
-    def _tell(self, seen: list[int]) -> None:
+    def _tell(self, seen: list[str]) -> None:
         """Pass on what is new in metrics.jsonl: evaluations, and every client that was left out and why."""
         from hyperfed.report.live import describe
 
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return
-        size = path.stat().st_size
-        with path.open(encoding="utf-8") as file:
-            file.seek(seen[0] if size >= seen[0] else 0)  # a resumed run cuts the file back
-            lines = file.readlines()
-            seen[0] = file.tell()
-        for text in lines:
-            line = json.loads(text)
-            say(f"round {line['round']}: {describe(line) if 'before' in line else line.get('message', '')}")
+        lines = self._seen()
+        same = next((i for i, (old, new) in enumerate(zip(seen, lines, strict=False)) if old != new), min(len(seen), len(lines)))
+        seen[:] = lines  # a resumed run cuts the file back
+        for text in lines[same:]:
+            with suppress(ValueError):
+                line = json.loads(text)
+                say(f"round {line['round']}: {describe(line) if 'before' in line else line.get('message', '')}")
 
     def _end(self, facts: dict[str, Any]) -> int:
         from hyperfed.flower_apps import FAILURE
