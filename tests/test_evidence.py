@@ -77,7 +77,7 @@ def test_paper_scale_is_the_papers_protocol() -> None:
 def test_learning_rates_are_chosen_on_a_validation_part_and_recorded(tmp_path: Path) -> None:
     """The candidate with the higher validation accuracy wins; one that diverged cannot; one seed decides for all."""
     cell = Cell("FedAvg", "digits", "IID", "mini", seed=3)
-    trials = cell.trials()
+    trials = cell.trials
     assert [t.rate for t in trials] == list(TRIED["mini"]) and {t.seed for t in trials} == {1}
     composed = trials[0].composed()
     assert composed["rounds"] == 4 and composed["data"]["validation"] == 0.2 and composed["eval"]["finetune"] == "last"
@@ -88,7 +88,7 @@ def test_learning_rates_are_chosen_on_a_validation_part_and_recorded(tmp_path: P
         trial = replace(trials[0], rate=rate)
         config = trial.composed()
         before, after = ({"weighted": a, "mean": a, "p10": a} for a in (0.1, accuracy))
-        line = {"round": config["rounds"], "before": before, "after": after, "bytes": 0, "cpu_seconds": 0.0}
+        line = {"round": config["rounds"], "before": before, "after": after, "trainable": 0, "bytes": 0, "cpu_seconds": 0.0}
         facts = {"identity": trial.identity, "versions": {"hyperfed": "1"}}
         run = {"facts": facts, "config": config, "per_round": {}, "evaluations": [line]}
         store.path(trial).parent.mkdir(exist_ok=True)
@@ -225,6 +225,7 @@ def _last(**values: Any) -> Callable[[dict[str, Any]], Any]:
         _last(after={"weighted": math.nan, "mean": 0.5, "p10": 0.4}),
         _last(round=1),
         _last(round="two"),
+        _last(trainable=None),
     ],
 )
 def test_no_damage_ends_in_a_traceback_or_in_a_number(damage: Callable[[Any], Any], played: Path, tmp_path: Path) -> None:

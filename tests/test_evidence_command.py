@@ -40,7 +40,7 @@ def test_ctrl_c_is_one_sentence(tmp_path: Path) -> None:
         (["table2", "seed=one"], "seed = 'one'"),
         (["table2", "rounds=3"], "setting 'rounds' unknown"),
         (["table2", "mini"], "NAME=VALUE"),
-        (["table2", "--jobs", "0"], "--jobs = 0"),
+        (["table2", "--jobs", "0"], "--jobs = '0'"),
         (["table3", "method=Centre"], "table3 has no run with method Centre: its rows are FedAvg, FedBABU"),
         (["table3", "partition=non-IID"], "table3 is CIFAR-10 IID only"),
         (["table2", "method=HFN,HFN+FedAvg"], "table2 has no run with method HFN+FedAvg: its rows are"),

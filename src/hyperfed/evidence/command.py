@@ -3,24 +3,29 @@
 import argparse
 import itertools
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hyperfed.core import UserError, invalid, unknown
+from hyperfed.data import load_dataset
 from hyperfed.evidence.plans import PLANS, Ask, Cell, plan
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.sweep import Outcome, Sweep
 from hyperfed.main import EXIT_INTERRUPTED
 from hyperfed.run.config import make_config, writable
 
+N = TypeVar("N", int, float)
 OF_THE_MACHINE = ("data.root", "data.cache", "device", "gpu.graphs", "gpu.lanes")
 """Settings of :data:`hyperfed.run.config.FREE` that make sense for a whole plan."""
+SPEED_OVER_SECONDS = 6 * 3600.0
+"""The time left is told by the speed since then; a run says how far it is once a checkpoint, which may be minutes."""
 LISTS = {"dataset": "datasets", "partition": "splits", "method": "methods", "seed": "seeds"}
 EPILOG = """examples:
   hyperfed reproduce table2 scale=mini data.root=DIR --jobs 2
@@ -57,48 +62,41 @@ def read_settings(settings: Sequence[str]) -> tuple[Ask, dict[str, Any]]:
     return Ask(**wanted), free
 
 
-def check_machine(sweep: Sweep, cell: Cell) -> None:
-    """What is wrong with the settings of this machine is said once, before the first run."""
+def check_machine(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    """What is wrong with the settings of this machine, or with a data set, is said once, before the first run."""
     from hyperfed.run.build import choose_device
 
-    config = make_config(sweep.composed(cell, sweep.work / cell.name))
+    config = make_config(sweep.composed(cells[0], sweep.work / cells[0].name))
     choose_device(config.device)
     if config.data.root is not None and not Path(config.data.root).is_dir():
         raise invalid("data.root", config.data.root, "an existing folder")
+    for name in dict.fromkeys(cell.dataset for cell in cells if not sweep.store.has(cell)):
+        load_dataset(name, config.data.root if name != "digits" else None, config.data.cache)
 
 
 def run_plan(cells: Sequence[Cell], sweep: Sweep, console: Console) -> Outcome:
-    """Trials and runs of a plan, block by block."""
-    total = Outcome()
+    """Trials and runs of a plan, with a line for each that ends."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        everything = [*cells, *(t for c in cells if not c.rate for t in c.trials())]
-        missing = {c: c.composed()["rounds"] for c in everything if not sweep.store.has(c)}
+    bar = Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, speed_estimate_period=SPEED_OVER_SECONDS
+    )
+    everything = dict.fromkeys(one for cell in cells for one in (*cell.trials, cell))
+    missing = {cell: cell.rounds for cell in everything if not sweep.store.has(cell)}
+    ended: dict[Cell, int] = {}
+    done = itertools.count(1)
+
+    def follow(rounds: dict[Cell, int]) -> None:
+        for cell, number in rounds.items():
+            known = cell if cell in missing else replace(cell, rate=None)  # its learning rate was chosen since
+            if known in missing:
+                ended[known] = number
+        bar.update(task, completed=sum(ended.values()))
+
+    sweep.progress = follow
+    sweep.say = lambda text: console.print(f"{next(done)} of {len(missing)} {text}", markup=False)
+    with bar:
         task = bar.add_task(f"{len(missing)} runs", total=sum(missing.values()))
-        done: dict[Cell, int] = {}
-
-        def follow(rounds: dict[Cell, int]) -> None:
-            for cell, number in rounds.items():
-                known = cell if cell in missing else replace(cell, rate=None)  # its learning rate was chosen since
-                if known in missing:
-                    done[known] = number
-            bar.update(task, completed=sum(done.values()))
-
-        def play(part: Sequence[Cell]) -> None:
-            out = sweep.play(part)
-            follow({c: c.composed()["rounds"] for c in (*out.finished, *out.failed)})
-            total.finished += out.finished
-            total.failed |= out.failed
-            total.left += out.left
-
-        sweep.progress = follow
-        for _, block in itertools.groupby(cells, lambda c: (c.seed, c.dataset, c.split)):
-            mine = list(block)
-            play([t for c in mine if not c.rate for t in c.trials()])
-            chosen = {c: sweep.store.choose(c) for c in mine}
-            play([c for c in chosen.values() if c is not None])
-            total.left += [c for c, one in chosen.items() if one is None]
-    return total
+        return sweep.play(cells)
 
 
 def tell(outcome: Outcome, store: Store, console: Console) -> None:
@@ -108,6 +106,16 @@ def tell(outcome: Outcome, store: Store, console: Console) -> None:
         console.print(f"  failed: {cell.name}: {why}", markup=False)
     if store.damaged:
         console.print(f"  damaged files left out: {len(store.damaged)} ({', '.join(sorted(store.damaged))})", markup=False)
+
+
+def _number(name: str, text: str, kind: Callable[[str], N], valid: str, least: float) -> N:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise invalid(name, text, valid) from None
+    if not least <= value < math.inf:
+        raise invalid(name, text, valid)
+    return value
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -122,8 +130,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", nargs="?", help=", ".join(PLANS))
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="scale, dataset, partition, method, seed, data.root, device")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
-    parser.add_argument("--budget-minutes", type=float, help="stop after so long; what is under way is saved and resumed next time")
+    parser.add_argument("--jobs", default="1", help="runs at a time, one thread each (default 1)")
+    parser.add_argument("--budget-minutes", help="stop after so long; what is under way is saved and resumed next time")
     parser.add_argument("--results", type=Path, default=Path("results/evidence"), help="the store (default ./results/evidence)")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folders of runs under way (default ./runs/evidence)")
     parser.add_argument("-o", "--out", type=Path, default=Path("reproduce"), help="where its page goes (default ./reproduce)")
@@ -131,10 +139,9 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     if given.experiment is None:
         raise UserError(f"say which table or figure: hyperfed reproduce NAME, one of {', '.join(PLANS)}.")
-    if given.jobs < 1:
-        raise invalid("--jobs", given.jobs, "a whole number >= 1")
-    if given.budget_minutes is not None and not 0 < given.budget_minutes < math.inf:
-        raise invalid("--budget-minutes", given.budget_minutes, "a number > 0")
+    jobs, minutes = _number("--jobs", given.jobs, int, "a whole number >= 1", 1), None
+    if given.budget_minutes is not None:
+        minutes = _number("--budget-minutes", given.budget_minutes, float, "a number > 0", sys.float_info.min)
     if given.out.exists() and not given.out.is_dir():
         raise invalid("--out", str(given.out), "a folder")
     if given.results.exists() != given.results.is_dir() or (given.show and not given.results.exists()):
@@ -145,9 +152,10 @@ def main(arguments: Sequence[str]) -> int:
     cells, console = plan(given.experiment, ask), Console(highlight=False, soft_wrap=True)
     store, failed = Store(given.results), False
     if not given.show:
-        deadline = time.monotonic() + 60 * given.budget_minutes if given.budget_minutes else None
-        sweep = Sweep(store, given.work, free, given.jobs, deadline)
-        check_machine(sweep, cells[0])
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        sweep = Sweep(store, given.work, free, jobs, deadline)
+        store.refuse_other_versions(cells)
+        check_machine(sweep, cells)
         try:
             outcome = run_plan(cells, sweep, console)
         except KeyboardInterrupt:

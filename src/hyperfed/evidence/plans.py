@@ -94,12 +94,18 @@ class Cell:
         """The hash of its resolved configuration, the seed included."""
         return identity_hash(self.composed())
 
-    def trials(self) -> list["Cell"]:
+    @cached_property
+    def rounds(self) -> int:
+        """How many its run has."""
+        return int(self.composed()["rounds"])
+
+    @cached_property
+    def trials(self) -> tuple["Cell", ...]:
         """The runs by which its learning rate is chosen: one seed decides for all, and Table 2's HFN for all sizes of embeddings."""
-        if len(TRIED[self.scale]) == 1:
-            return []
+        if self.rate or len(TRIED[self.scale]) == 1:
+            return ()
         base = replace(self, experiment="table2", extra=()) if self.experiment == "fig5" else self
-        return [replace(base, seed=1, rate=rate, trial=True) for rate in TRIED[self.scale]]
+        return tuple(replace(base, seed=1, rate=rate, trial=True) for rate in TRIED[self.scale])
 
 
 @cache

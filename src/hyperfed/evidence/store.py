@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hyperfed import __version__
 from hyperfed.core import UserError
 from hyperfed.core.files import write_json
 from hyperfed.evidence.plans import Cell
@@ -51,11 +52,14 @@ class Store:
         if run.facts.get("identity") != cell.identity or identity_hash(run.config) != cell.identity:
             self._name(path, "it holds another run than its name says")
             return None
-        if (made := _revision(run)) != (now := _now(cell)):
+        if (made := _revision(run)) != (now := revision(cell)):
             self._name(path, f"revision {made} of its method made it, and this is revision {now}")
             return None
         if run.last["round"] != run.config["rounds"] or run.last["after"] is None:
             self._name(path, "the run in it is not finished, or without the accuracy after fine-tuning")
+            return None
+        if cell.experiment == "fig3" and not run.detail.similarity:
+            self._name(path, "the similarity of the generated kernels (detail.similarity) is missing")
             return None
         if run.per_round.trainable and {e["round"] for e in run.evaluations} - {0} - {row[0] for row in run.detail.totals}:
             self._name(path, "its ledger's totals (detail.totals) are missing")
@@ -78,7 +82,7 @@ class Store:
         except (ValueError, KeyError, TypeError, AttributeError):
             self._name(path, "it does not say what the run died of")
             return None
-        if identity != cell.identity or made != _now(cell):
+        if identity != cell.identity or made != revision(cell):
             self._name(path, "it is another run's, or of another revision of its method")
             return None
         return message
@@ -93,7 +97,7 @@ class Store:
 
     def put_failure(self, cell: Cell, message: str) -> None:
         """Keep what a run died of, so that it is not repeated."""
-        write_json(self._failure(cell), {"identity": cell.identity, "method": _now(cell), "message": message})
+        write_json(self._failure(cell), {"identity": cell.identity, "method": revision(cell), "message": message})
         self.damaged -= {self.path(cell).name, self._failure(cell).name}
 
     def is_settled(self, cell: Cell) -> bool:
@@ -105,10 +109,20 @@ class Store:
         chosen = self.choose(cell)
         return chosen is not None and self.is_settled(chosen)
 
+    def refuse_other_versions(self, cells: Sequence[Cell]) -> None:
+        """What is missing beside runs of another version is not worth running: no table takes both. Raises UserError."""
+        there = {run.folder.name: run for c in cells for one in (*c.trials, self.choose(c)) if one and (run := self.get(one))}
+        others = [f"{name} of {made}" for name, run in there.items() if (made := run.facts["versions"]["hyperfed"]) != __version__]
+        if others:
+            raise UserError(
+                f"--results = {str(self.folder)!r} holds {len(others)} of these runs in another version of hyperfed ({others[0]}; this is "
+                f"{__version__}), and no table takes both: choose another --results, or delete those to have them repeated."
+            )
+
     def choose(self, cell: Cell) -> Cell | None:
         """The cell with the learning rate that did best on the validation part after fine-tuning; None while trials are missing."""
-        trials = cell.trials()
-        if cell.rate or not trials:
+        trials = cell.trials
+        if not trials:
             return cell
         if not all(self.is_settled(t) for t in trials):
             return None
@@ -116,8 +130,8 @@ class Store:
         return replace(cell, rate=max(scores, key=lambda rate: scores[rate])) if scores else replace(cell, rate=trials[0].rate)
 
 
-def _now(cell: Cell) -> int:
-    """The present revision of the cell's method."""
+def revision(cell: Cell) -> int:
+    """The present one of the cell's method."""
     return METHODS[cell.composed()["method"]["name"]].revision
 
 

@@ -1,5 +1,7 @@
 """A sweep that lasts: runs in worker processes, finished ones never repeated, interrupted ones resumed, failures listed."""
 
+import json
+import logging
 import os
 import shutil
 import signal
@@ -13,12 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hyperfed import __version__
+from hyperfed.core import UserError
 from hyperfed.core.files import lock, write_json
 from hyperfed.evidence.plans import Cell
-from hyperfed.evidence.store import Store
+from hyperfed.evidence.store import Store, revision
 from hyperfed.main import EXIT_DIVERGED, EXIT_INTERRUPTED
 from hyperfed.processes import die_with_parent, interruptible
 from hyperfed.run.checkpoint import available
+from hyperfed.run.config import resume_setting
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 120.0
@@ -46,12 +53,15 @@ class Worker:
 
 
 Progress = Callable[[dict[Cell, int]], None]
-"""Hears the rounds done of every cell of the block that is finished or under way."""
+"""Hears the rounds done of every run that is finished or under way."""
 
 
 @dataclass
 class Sweep:
-    """Plays cells into ``store``. ``free`` are settings that may differ from machine to machine (data.root, device, ...)."""
+    """Plays cells into ``store``. ``free`` are settings that may differ from machine to machine (data.root, device, ...).
+
+    ``say`` hears a sentence when a run has ended.
+    """
 
     store: Store
     work: Path
@@ -59,23 +69,23 @@ class Sweep:
     workers: int = 1
     deadline: float | None = None
     progress: Progress = lambda rounds: None
+    say: Callable[[str], None] = lambda text: None
     _starts: Counter[Cell] = field(default_factory=Counter)
 
     def play(self, cells: Sequence[Cell]) -> Outcome:
-        """Run what is missing, in the order of the plan. Stops starting runs at the deadline, and has those under way save and stop.
+        """Run what is missing, in the order of the plan; the trials of an open learning rate come before the run that waits for them.
 
-        Raises KeyboardInterrupt after Ctrl-C, when those under way have stopped; it is noted and not raised where it arrives:
-        what is raised amid a fork, Python drops.
+        Stops starting runs at the deadline, and has those under way save and stop. Raises KeyboardInterrupt after Ctrl-C, when those
+        under way have stopped; it is noted and not raised where it arrives: what is raised amid a fork, Python drops.
         """
-        out, running = Outcome(), list[Worker]()
-        waiting = [cell for cell in dict.fromkeys(cells) if not self._settled(cell, out)]
+        out, running, waiting = Outcome(), list[Worker](), list(dict.fromkeys(cells))
         with interruptible() as asked:
             try:
-                while (waiting or running) and not asked():
+                while not asked():
                     late = self.deadline is not None and time.monotonic() >= self.deadline
-                    while waiting and len(running) < self.workers and not late and not asked():
-                        self._begin(waiting.pop(0), out, running)
-                    if late:
+                    while len(running) < self.workers and not late and not asked() and (cell := self._next(waiting, running, out)):
+                        self._begin(cell, out, running)
+                    if late or not running:
                         break
                     self._look(running, waiting, out)
             finally:
@@ -85,36 +95,58 @@ class Sweep:
         out.left += waiting
         return out
 
+    def _next(self, waiting: list[Cell], running: list[Worker], out: Outcome) -> Cell | None:
+        """The first run that can be started now; cells that have their result, or cannot get one today, are taken off the list."""
+        busy = {worker.cell for worker in running}
+        for cell in list(waiting):
+            chosen = self.store.choose(cell)
+            if chosen is None:
+                open_ = [t for t in cell.trials if not self.store.is_settled(t)]
+                if fresh := [t for t in open_ if t not in busy and t not in out.failed and t not in out.left]:
+                    return fresh[0]
+                if not busy & {*open_}:
+                    waiting.remove(cell)
+                    out.left.append(cell)
+                continue
+            waiting.remove(cell)
+            for one in {chosen, *cell.trials}:
+                self._clear(one)
+            if not self._settled(chosen, out):
+                return chosen
+        return None
+
     def _look(self, running: list[Worker], waiting: list[Cell], out: Outcome) -> None:
         """Tell how far the runs are and settle those that have ended; then wait a little."""
-        over = {cell: int(cell.composed()["rounds"]) for cell in (*out.finished, *out.failed)}
+        over = {cell: cell.rounds for cell in (*out.finished, *out.failed)}
         self.progress(over | {w.cell: rounds_done(w.folder) for w in running})
         for worker in [w for w in running if w.process.poll() is not None]:
             running.remove(worker)
             if worker.process.returncode < 0 and self._starts[worker.cell] < STARTS:
+                os.close(worker.lock)
                 waiting.insert(0, worker.cell)
             else:
                 self._end(worker, out)
-            os.close(worker.lock)
         if running:
             time.sleep(POLL_SECONDS)
 
     def _begin(self, cell: Cell, out: Outcome, running: list[Worker]) -> None:
         """Start the cell's run, unless another sweep is at it or has just finished it."""
-        folder = self.work / cell.scale / cell.name
-        folder.mkdir(parents=True, exist_ok=True)
-        held = lock(folder / ".lock")  # not the run's own lock, which its process takes itself
+        folder = self._folder(cell)
+        held = _claim(folder)  # not the run's own lock, which its process takes itself
         if held is None:
             out.left.append(cell)
             return
         try:
             if self._settled(cell, out):
                 return
+            _without_other_versions(folder, cell)
             write_json(folder / "config.json", self.composed(cell, folder))
-            with (folder / "log.txt").open("ab") as log:
-                command = [sys.executable, "-m", "hyperfed.main", f"resume={folder}"]
+            with (folder / "log.txt").open("ab") as log_of_run:
+                command = [sys.executable, "-m", "hyperfed.main", resume_setting(folder)]
                 one = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-                process = subprocess.Popen(command, stdout=log, stderr=log, env=one, pass_fds=[held], preexec_fn=die_with_parent)
+                process = subprocess.Popen(
+                    command, stdout=log_of_run, stderr=log_of_run, env=one, pass_fds=[held], preexec_fn=die_with_parent
+                )
             running.append(Worker(cell, folder, process, held))
             self._starts[cell] += 1
             held = None  # until its result is in the store
@@ -133,6 +165,16 @@ class Sweep:
             return False
         return True
 
+    def _folder(self, cell: Cell) -> Path:
+        return self.work / cell.scale / cell.name
+
+    def _clear(self, cell: Cell) -> None:
+        """Remove the folder of a run that is in the store: a sweep that was killed in between left it."""
+        folder = self._folder(cell)
+        if folder.exists() and self.store.get(cell) is not None and (held := _claim(folder)) is not None:
+            os.close(held)
+            shutil.rmtree(folder, ignore_errors=True)
+
     def composed(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """The resolved configuration of the cell's run in ``folder`` on this machine."""
         composed = cell.composed()
@@ -146,23 +188,37 @@ class Sweep:
 
     def _end(self, worker: Worker, out: Outcome) -> None:
         """Keep a finished run and clear its folder; one that diverged is kept as a failure, anything else only told."""
-        code = worker.process.returncode
+        try:
+            kept = self._keep(worker, out)
+        finally:
+            os.close(worker.lock)
+        if kept:
+            shutil.rmtree(worker.folder, ignore_errors=True)  # NFS keeps the name of a file that a process has open
+
+    def _keep(self, worker: Worker, out: Outcome) -> bool:
+        """Whether its result is in the store."""
+        cell, code = worker.cell, worker.process.returncode
+        if code == EXIT_INTERRUPTED:
+            out.left.append(cell)
+            return False
         if code == 0:
             try:
-                self.store.put(worker.cell, worker.folder)
-            except OSError as problem:
-                out.failed[worker.cell] = f"its result could not be written: {problem.strerror or problem}; it is in {worker.folder}"
-                return
-            shutil.rmtree(worker.folder)
-            out.finished.append(worker.cell)
-        elif code == EXIT_INTERRUPTED:
-            out.left.append(worker.cell)
+                self.store.put(cell, worker.folder)
+            except (OSError, UserError) as problem:
+                why = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem).rstrip(".")
+                out.failed[cell] = f"its result could not be written: {why}; it is in {worker.folder}"
+            else:
+                out.finished.append(cell)
+                self.say(f"done: {cell.name}")
+                return True
         else:
             lines = (worker.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             message = lines[-1].removeprefix("hyperfed: ") if lines else f"exit status {code}"
             if code == EXIT_DIVERGED:
-                self.store.put_failure(worker.cell, message)
-            out.failed[worker.cell] = message if code >= 0 else f"ended by signal {-code} in each of {STARTS} starts"
+                self.store.put_failure(cell, message)
+            out.failed[cell] = message if code >= 0 else f"ended by signal {-code} in each of {STARTS} starts"
+        self.say(f"failed: {cell.name}: {out.failed[cell]}")
+        return False
 
     def _stop(self, running: list[Worker], out: Outcome) -> None:
         """Ask the runs under way to save their last round and stop."""
@@ -179,8 +235,32 @@ class Sweep:
                 self._end(worker, out)
             else:
                 out.left.append(worker.cell)
-            os.close(worker.lock)
+                os.close(worker.lock)
         running.clear()
+
+
+def _claim(folder: Path) -> int | None:
+    """The lock on a folder, made where it is missing; None: another sweep is at it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another sweep has just cleared it
+            return lock(folder / ".lock")
+
+
+def _without_other_versions(folder: Path, cell: Cell) -> None:
+    """A run that other code began is begun anew: its numbers would be neither's, and the store would not take them."""
+    try:
+        made = json.loads((folder / "run.json").read_text(encoding="utf-8"))["versions"]
+        same = (made["hyperfed"], made.get("method", 1)) == (__version__, revision(cell))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or damaged: the run itself says so
+        return
+    if not same:
+        log.warning("%s was begun by another version and is begun anew.", folder)
+        for inside in folder.iterdir():
+            if inside.is_dir():
+                shutil.rmtree(inside)
+            elif inside.name != ".lock":
+                inside.unlink()
 
 
 def rounds_done(folder: Path) -> int:
