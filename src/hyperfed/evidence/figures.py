@@ -11,9 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hyperfed.evidence import paper
 from hyperfed.evidence.plans import TABLE2, Cell
-from hyperfed.evidence.tables import ACCURACY, SPREAD, Entry, number
+from hyperfed.evidence.tables import ACCURACY, SCALES, SPREAD, Entry, caption, number, published, spread
 from hyperfed.report.html import Table
 from hyperfed.report.plots import COLOURS, DASHES
 from hyperfed.report.seeds import deviation
@@ -56,7 +55,7 @@ def table2(found: dict[Cell, Entry], path: Path) -> Path | None:
             _plain(axes)
             for cell, entry in found.items():
                 if (cell.split, cell.dataset) == (split, data) and entry.runs:
-                    _ours_and_theirs(axes, methods.index(cell.row), entry, paper.accuracy(cell.row, data, split))
+                    _ours_and_theirs(axes, methods.index(cell.row), entry, published(cell))
             axes.set_title(f"{data} {split}", fontsize=9, loc="left")
             names = methods if datasets.index(data) == 0 or (split, datasets[0]) not in panels else [""] * len(methods)
             axes.set_yticks(range(len(methods)), labels=names, fontsize=8)
@@ -94,13 +93,20 @@ def fig3_table(found: dict[Cell, Entry]) -> Table:
             rows.append([name, entry.state, "-", "-", "-"])
             continue
         name += entry.mark
-        within, between, apart = (fmean(getattr(p, which) for p in parts) for which in ("within", "between", "difference"))
-        rows.append([name, number(within, 6), number(between, 6), f"{apart:.1e}", entry.text])
+        within, between = (fmean(getattr(p, which) for p in parts) for which in ("within", "between"))
+        rows.append([name, number(within, 6), number(between, 6), spread([p.difference for p in parts], ".1e"), entry.text])
+    any_cell = next(iter(found))
     note = (
         "Mean cosine of the kernels generated for two clients of one group, of two groups, and the difference. Accuracy in % after "
-        "fine-tuning, weighted. The paper shows pictures without a number."
+        "fine-tuning, weighted. Mean ± sample standard deviation over seeds. The paper shows pictures without a number. "
+        f"{SCALES[any_cell.scale]}"
     )
-    return Table("Figure 3", ["data and embeddings", "within groups", "between groups", "difference", "accuracy"], rows, note)
+    return Table(
+        caption("Figure 3", next(iter(found))),
+        ["data and embeddings", "within groups", "between groups", "difference", "accuracy"],
+        rows,
+        note,
+    )
 
 
 def fig3(found: dict[Cell, Entry], path: Path) -> Path | None:
@@ -155,8 +161,11 @@ def fig5_table(found: dict[Cell, Entry]) -> Table:
         ]
         for cell, entry in found.items()
     ]
-    note = f"{ACCURACY} {SPREAD.partition(';')[0]}. Elements up and down, mean over clients and rounds."
-    return Table("Figure 5", ["cell and embedding size", "accuracy, %", "elements of one client in one round"], rows, note)
+    any_cell = next(iter(found))
+    note = f"{ACCURACY} {SPREAD.partition(';')[0]}. Elements up and down, mean over clients and rounds. {SCALES[any_cell.scale]}"
+    return Table(
+        caption("Figure 5", any_cell), ["cell and embedding size", "accuracy, %", "elements of one client in one round"], rows, note
+    )
 
 
 def fig5(found: dict[Cell, Entry], path: Path) -> Path | None:
@@ -173,7 +182,8 @@ def fig5(found: dict[Cell, Entry], path: Path) -> Path | None:
             sizes = [size for size, _ in points]
             style = "-" if split == "non-IID" else "--"
             colour, part = COLOURS[datasets.index(data)], [(size, e.mean) for size, e in points if e.mark]
-            left.plot(sizes, [e.mean for _, e in points], style, color=colour, marker="o", label=f"{data} {split}")
+            means, spreads = [fmean(e.values) for _, e in points], [deviation(e.values) or 0.0 for _, e in points]
+            left.errorbar(sizes, means, yerr=spreads, fmt=style, color=colour, marker="o", label=f"{data} {split}", capsize=3)
             if part:  # some seeds only: hollow
                 label = f"{data} {split}, some seeds only"
                 left.plot(*zip(*part, strict=True), "o", color=colour, markerfacecolor="white", label=label)

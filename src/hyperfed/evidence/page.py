@@ -14,6 +14,7 @@ from rich.table import Table as TerminalTable
 
 from hyperfed.core.files import write_text
 from hyperfed.evidence import figures, tables
+from hyperfed.evidence.costs import table3, table4
 from hyperfed.evidence.plans import Cell
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.tables import Entry, accuracy_rows, entries
@@ -41,9 +42,9 @@ def result(experiment: str, found: dict[Cell, Entry], pictures: Path, kind: str 
             return tables.table2(found), [Image(picture, alt)] if picture else []
         case "table3":
             picture, alt = figures.accuracy_over_cost(found, pictures / f"table3.{kind}"), "accuracy over elements sent, one line a method"
-            table = tables.table3(found)
+            table = table3(found)
         case "table4":
-            return [tables.table4(found)], []
+            return [table4(found)], []
         case "readings":
             return [tables.readings(found)], []
         case "fig3":
@@ -74,12 +75,12 @@ def show(experiment: str, cells: Sequence[Cell], store: Store, work: Path, out: 
     for i, table in enumerate(made):
         console.print(terminal(table))
         stem = experiment + (f"-{i + 1}" if len(made) > 1 else "")
-        write_text(folder / f"{stem}.md", f"{markdown(table.columns, table.rows)}\n{table.note}\n")
-        write_text(folder / f"{stem}.tex", latex(table.columns, table.rows, table.caption))
+        write_text(folder / f"{stem}.md", f"{table.caption}\n\n{markdown(table.columns, table.rows)}\n{table.note}\n")
+        write_text(folder / f"{stem}.tex", latex(table.columns, table.rows, f"{table.caption}. {table.note}"))
         write_text(folder / f"{stem}.csv", _csv([table.columns, *table.rows]))
     runs_of_cells = accuracy_rows(found)
     write_text(folder / f"{experiment}-cells.csv", _csv([list(runs_of_cells[0]), *(list(row.values()) for row in runs_of_cells)]))
-    lead: list[Block] = [completeness(found)]
+    lead: list[Block] = [completeness(found), tables.SCALES[cells[0].scale]]
     if store.damaged:
         names = ", ".join(sorted(store.damaged))
         lead.append(Caution(f"Damaged files, left out and counted as not run: {len(store.damaged)} ({names})."))

@@ -12,11 +12,17 @@ from hyperfed.evidence.store import Store, same_version
 from hyperfed.evidence.sweep import rounds_done
 from hyperfed.report.html import Table
 from hyperfed.report.runs import RunFiles
-from hyperfed.report.seeds import deviation, mean_and_spread
+from hyperfed.report.seeds import deviation
 
-LEVELS = (10, 20, 30, 40, 50, 60, 70)
 ACCURACY = "Accuracy in % of all clients' personalised models after fine-tuning, weighted by test samples, at the last round."
 SPREAD = "Mean ± sample standard deviation over seeds; the difference is in points."
+THE_PAPER = "the paper's figures are of 100 clients, all data and 90 or 150 rounds, CIFAR's on networks of six blocks a group"
+SCALES = {
+    "paper": "Scale paper: the paper's clients, data, rounds and networks.",
+    "mini": f"Scale mini: 20 clients, a fifth of the data, 40 rounds, one block a group; {THE_PAPER}.",
+    "smoke": f"Scale smoke: 5 clients, a fifth of the data, 2 rounds of one epoch, one block a group; {THE_PAPER}.",
+}
+"""What stands beside the paper's figures."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,10 @@ class Entry:
         return f" ({self.state})" if self.state else ""
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation, ``62.1 ± 0.4``; of one value itself."""
-    return mean_and_spread(fmean(values), deviation(values))
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """Mean and sample standard deviation, ``62.1 ± 0.4``; of one value itself. ``form``: of the numbers, ``+.1f`` with a sign."""
+    off = deviation(values)
+    return f"{fmean(values):{form}}" + ("" if off is None else f" ± {off:{form.removeprefix('+')}}")
 
 
 def final(run: RunFiles) -> float:
@@ -92,12 +99,30 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
     return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
 
 
+def published(cell: Cell) -> float | None:
+    """The paper's accuracy, %; None for a size of embeddings that is not its Table 2's."""
+    composed = cell.composed()
+    theirs = composed["dataset"].get("paper", {}).get("embedding")
+    if composed["hypernet"] and composed["hypernet"]["embedding"] != theirs:
+        return None
+    return paper.accuracy(cell.row, cell.dataset, cell.split)
+
+
+def difference(entry: Entry, theirs: float | None) -> str:
+    """Ours minus the paper's, in points, with what is missing."""
+    return "-" if entry.mean is None or theirs is None else f"{entry.mean - theirs:+.1f}{entry.mark}"
+
+
+def caption(name: str, cell: Cell) -> str:
+    """Of a table with the cell in it."""
+    return f"{name} (scale {cell.scale})"
+
+
 def accuracy_rows(found: dict[Cell, Entry]) -> list[dict[str, Any]]:
     """One dictionary per cell: what the CSV file holds."""
     rows = []
     for cell, entry in found.items():
-        theirs = paper.accuracy(cell.row, cell.dataset, cell.split)
-        mean = entry.mean
+        theirs, mean = published(cell), entry.mean
         rows.append(
             {
                 "method": cell.row,
@@ -129,12 +154,12 @@ def table2(found: dict[Cell, Entry]) -> list[Table]:
             row = [name]
             for split in splits:
                 entry = next(e for c, e in found.items() if (c.row, c.dataset, c.split) == (name, data, split))
-                theirs = paper.accuracy(name, data, split)
-                gap = None if entry.mean is None or theirs is None else entry.mean - theirs
-                row += [entry.text, number(theirs), number(gap, sign=True), entry.rate]
+                theirs = published(entry.cell)
+                row += [entry.text, number(theirs), difference(entry, theirs), entry.rate]
             rows.append(row)
         columns = ["method", *(f"{split}: {what}" for split in splits for what in ("ours", "paper", "difference", "learning rate"))]
-        tables.append(Table(f"Table 2, {data}", columns, rows, f"{ACCURACY} {SPREAD}"))
+        any_cell = next(iter(found))
+        tables.append(Table(caption(f"Table 2, {data}", any_cell), columns, rows, f"{ACCURACY} {SPREAD} {SCALES[any_cell.scale]}"))
     return tables
 
 
@@ -143,117 +168,12 @@ def readings(found: dict[Cell, Entry]) -> Table:
     rows = []
     for cell, entry in found.items():
         name = cell.row if cell.row != "HFN" else "HFN, head and embeddings at home" if HEAD in cell.extra else "HFN, all but phi at home"
-        theirs = paper.accuracy(cell.row, cell.dataset, cell.split)
-        gap = None if entry.mean is None or theirs is None else entry.mean - theirs
+        theirs = published(cell)
         before = spread([100 * run.last["before"]["weighted"] for run in entry.runs]) + entry.mark if entry.runs else "-"
         elements = f"{entry.runs[0].per_round.trainable:,}" if entry.runs else "-"
-        rows.append([f"{cell.dataset} {cell.split}: {name}", before, entry.text, number(theirs), number(gap, sign=True), elements])
-    note = f"{ACCURACY.replace(' after fine-tuning', '')} {SPREAD} Elements: trained parameters up and down of one client in one round."
+        rows.append([f"{cell.dataset} {cell.split}: {name}", before, entry.text, number(theirs), difference(entry, theirs), elements])
+    any_cell = next(iter(found))
+    note = f"{ACCURACY.replace(' after fine-tuning', '')} {SPREAD} Elements: trained parameters up and down of one client in one round. "
+    note += SCALES[any_cell.scale]
     columns = ["cell and method", "before fine-tuning", "after", "paper", "difference", "elements / client, round"]
-    return Table("HFN: what is private?", columns, rows, note)
-
-
-def costs(run: RunFiles) -> dict[int, tuple[float, int]]:
-    """Level -> millions of elements of one user and rounds, at the first evaluation whose accuracy after fine-tuning reaches it.
-
-    A user's cost is what the ledger has for all, over the size of the cohort: as in the paper, a user that takes part in every round.
-    """
-    cohort = max(1, round(run.config["participation"] * run.config["num_clients"]))
-    sent = {0: 0} | {number: elements for number, elements, _ in run.detail.totals}
-    reached: dict[int, tuple[float, int]] = {}
-    for e in run.evaluations:
-        for level in LEVELS:
-            if e["after"] and level not in reached and 100 * e["after"]["weighted"] >= level:
-                reached[level] = (sent[e["round"]] / cohort / 1e6, e["round"])
-    return reached
-
-
-def mean_cost(level: int, reached: Sequence[dict[int, tuple[float, int]]]) -> str:
-    """``6.23 (40)``: means over the seeds that reach the level, and how many those are where it is not all."""
-    there = [one[level] for one in reached if level in one]
-    if not there:
-        return "-"
-    some = "" if len(there) == len(reached) else f", {len(there)} of {len(reached)} seeds"
-    return f"{fmean(cost for cost, _ in there):.2f} ({fmean(number for _, number in there):.0f}{some})"
-
-
-def table3(found: dict[Cell, Entry]) -> Table:
-    """Two lines a method: ours and the paper's."""
-    rows = []
-    for cell, entry in found.items():
-        if entry.runs:
-            reached = [costs(run) for run in entry.runs]
-            mine = [mean_cost(level, reached) for level in LEVELS]
-            rows.append([f"{cell.row}, ours{entry.mark}", f"{entry.runs[0].per_round.trainable / 1e6:.2f}", *mine])
-        else:
-            rows.append([f"{cell.row}, ours", entry.state, *["-"] * len(LEVELS)])
-        theirs = [paper.cost(cell.row, level) for level in LEVELS]
-        rows.append(
-            [f"{cell.row}, paper", number(paper.figure("table3_cost_to_accuracy", cell.row, "cpr_million"), 2)]
-            + ["-" if cost is None else f"{cost:.2f} ({rounds:.0f})" for cost, rounds in theirs]
-        )
-    note = (
-        "Millions of elements of one user, up and down, and in brackets rounds, until the accuracy after fine-tuning (all clients, "
-        "weighted) first reaches each level; looked at every fourth round; means over seeds. 'Per round': the mean over clients and rounds."
-    )
-    return Table("Table 3, CIFAR-10 IID", ["method", "per round", *(f"{level} %" for level in LEVELS)], rows, note)
-
-
-NEAR = 0.005
-"""Accuracy counts as final within half a point of the last round's."""
-FALLEN = 0.03
-"""A run has collapsed that ends so far below its best."""
-
-
-def final_cost(run: RunFiles) -> tuple[float, int]:
-    """Elements of all clients, and rounds, until the accuracy before fine-tuning is first within half a point of the last round's."""
-    enough = run.last["before"]["weighted"] - NEAR
-    first = next(e for e in run.evaluations if e["round"] and e["before"]["weighted"] >= enough)
-    return float(first["trainable"]), int(first["round"])
-
-
-def fallen(pairs: Sequence[tuple[RunFiles, RunFiles]]) -> str:
-    """Which of the two, method alone and over HFN, ends well below its best: the end is no goal then, and soon reached."""
-
-    def fall(run: RunFiles) -> float:
-        return float(max(e["before"]["weighted"] for e in run.evaluations) - run.last["before"]["weighted"])
-
-    falls = {name: fmean(fall(pair[i]) for pair in pairs) for i, name in enumerate(("alone", "over HFN"))}
-    return "".join(f"; {name} fell by {100 * by:.0f}" for name, by in falls.items() if by > FALLEN)
-
-
-def paired(alone: Entry, over: Entry) -> list[tuple[RunFiles, RunFiles]]:
-    """The runs of the seeds that both have."""
-    by_seed = {run.config["seed"]: run for run in alone.runs}
-    return [(by_seed[run.config["seed"]], run) for run in over.runs if run.config["seed"] in by_seed]
-
-
-def table4(found: dict[Cell, Entry]) -> Table:
-    """Method over HFN against the method alone, cell by cell, on the seeds that both have."""
-    rows = []
-    for cell, entry in found.items():
-        if not cell.row.startswith("HFN+"):
-            continue
-        alone = found[replace(cell, row=cell.row.removeprefix("HFN+"), experiment="table2")]
-        theirs = paper.gain(cell.row, cell.dataset, cell.split)
-        pairs = paired(alone, entry)
-        state = "; ".join(f"{e.cell.row}: {e.state}" for e in (alone, entry) if e.state)
-        ours = [state, "-", "-"]
-        if pairs:
-            gain = fmean(100 * (final(over) - final(one)) for one, over in pairs)
-            before, after = ([final_cost(pair[which]) for pair in pairs] for which in (0, 1))
-            whole = sum(o.last["trainable"] for _, o in pairs) / max(sum(a.last["trainable"] for a, _ in pairs), 1)
-            until = sum(c for c, _ in after) / max(sum(c for c, _ in before), 1.0)
-            rounds = f"{fmean(n for _, n in before):.0f}, {fmean(n for _, n in after):.0f}{fallen(pairs)}"
-            mark = f" ({state})" if state else ""
-            ours = [f"{gain:+.1f}{mark}", f"{100 * whole:.0f} %{mark}", f"{100 * until:.0f} % ({rounds}){mark}"]
-        paper_cost = "-" if theirs[1] is None else f"{theirs[1]:.0f} %"
-        rows.append([f"{cell.row}, {cell.dataset} {cell.split}", ours[0], number(theirs[0], sign=True), *ours[1:], paper_cost])
-    note = (
-        "Gain in points of accuracy after fine-tuning, in the last round, over the method alone. Traffic in % of the elements of the "
-        "method alone: of the whole runs; and until the accuracy before fine-tuning first comes within half a point of the last round's "
-        "(in brackets the rounds that takes, alone and over HFN; and the points by which a run ended below its best: such an end is soon "
-        "reached). The paper counts 'to the final accuracy' and does not say how it tells."
-    )
-    columns = ["method and cell", "gain: ours", "gain: paper", "traffic, whole run: ours", "traffic, to the end: ours", "traffic: paper"]
-    return Table("Table 4", columns, rows, note)
+    return Table(caption("HFN: what is private?", any_cell), columns, rows, note)

@@ -41,6 +41,7 @@ class Evaluated(TypedDict):
     round: Count
     before: Summary
     after: Summary | None
+    trainable: Count
     bytes: Count
     cpu_seconds: Finite
     privacy: NotRequired[Spent | None]
