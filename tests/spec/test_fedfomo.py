@@ -68,6 +68,16 @@ def test_others_stand_beside_the_own_training(own: float, before: float, other: 
     assert state.params["w"].item() == pytest.approx(result, abs=1e-6)
 
 
+@pytest.mark.parametrize("broken", [1e25, float("nan"), float("inf")])
+def test_a_model_without_a_finite_loss_neither_moves_the_client_nor_ranks_first(broken: float) -> None:
+    """From 0, validation at 0.6: the model 0.2 has (0.18 - 1/2 0.4^2) / 0.2 = 0.5, the own 0.4 (0.18 - 1/2 0.2^2) / 0.4 = 0.4."""
+    method = FedFomo(Quadratic(), 3)
+    client = quadratic_client([0.6], method.model, lr=0.1, epochs=0)
+    state, up = method.client_update(client, owner(0.4, 0.0), candidates(broken, 0.2))
+    assert up.weights[:2].tolist() == pytest.approx([-1.0, 0.5], abs=1e-6)
+    assert state.params["w"].item() == pytest.approx((0.5 * 0.2 + 0.4 * 0.4) / 0.9, abs=1e-6)
+
+
 def test_the_loss_of_the_weights_is_the_held_out_parts() -> None:
     """Trains at 0.0, validates at 0.6: w = (1/2 0.6^2 - 0) / 0.6 = 0.3 for the model 0.6, whatever the training data say."""
     method = FedFomo(Quadratic(), 2)

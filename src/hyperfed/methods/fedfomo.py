@@ -49,6 +49,10 @@ class Upload(NamedTuple):
     weights: Tensor  # [M]
 
 
+USELESS = -1.0
+"""The weight of a model that makes no finite prediction: less than that of one which is no better than the base."""
+
+
 @dataclass(frozen=True)
 class FedFomo(Method[Server, Own, Candidates, Upload]):
     """First-order weights on a fixed validation part. ``resend_own`` adds the client's own last model to the download."""
@@ -103,7 +107,10 @@ class FedFomo(Method[Server, Own, Candidates, Upload]):
         return Candidates(server.models.rows(chosen), named)
 
     def weights(self, client: Client, base: Params, models: Params) -> Tensor:
-        """Equation (3) for each of ``models`` [M', ...], in [M']; 0 for one that is the base. Running statistics are no distance."""
+        """Equation (3) for each of ``models`` [M', ...], in [M']; 0 for one that is the base. Running statistics are no distance.
+
+        A model whose loss or distance is no finite number is worth ``USELESS``: NaN would rank it first ever after.
+        """
         trained = {n: t for n, t in self.shared(base).items() if self.model.roles[n] is not Role.STATS}
         loss = client.mean_loss(base)
         gains, distances = [], []
@@ -112,7 +119,8 @@ class FedFomo(Method[Server, Own, Candidates, Upload]):
             gains.append(loss - client.mean_loss({**base, **other}))
             distances.append(sqdist(other, trained).sqrt().cpu())
         gain, distance = torch.stack(gains), torch.stack(distances)
-        return torch.where(distance > 0, gain / distance, 0.0)
+        w = torch.where(distance == 0, 0.0, gain / distance)
+        return torch.where(w.isfinite(), w, USELESS)
 
     def client_update(self, client: Client, state: Own, down: Candidates) -> tuple[Own, Upload]:
         own = self.shared(state.params)
@@ -122,6 +130,9 @@ class FedFomo(Method[Server, Own, Candidates, Upload]):
         positive = w.clamp(min=0)
         start = state.before
         if positive.sum() > 0:
+            useful = w != USELESS  # 0 times a model that is not finite is not 0
+            if not useful.all():
+                positive, models = positive[useful], {n: t[useful.to(t.device)] for n, t in models.items()}
             w_plus = positive / positive.sum()
             start = {n: start[n] + torch.tensordot(w_plus.to(t), t - start[n], 1) for n, t in models.items()}
         theta = client.fit({**state.params, **start})
