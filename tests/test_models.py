@@ -108,6 +108,14 @@ def test_every_layer_starts_at_its_kaiming_variance(dataset: str, embedding: int
         assert float(kernel.detach().std()) == pytest.approx(kaiming_std(conv), rel=0.15)
 
 
+@pytest.mark.parametrize(("tile", "embedding"), [(1, 8), (1, 64), (4, 128), (16, 512)])
+def test_the_start_is_kaimings_however_many_dimensions_there_are(tile: int, embedding: int) -> None:
+    """More than nine times the tile: W_out's columns cannot be orthogonal."""
+    module = live(HyperModel(paper_network("mnist"), Hypernet(embedding=embedding, tile=tile)))
+    ratios = [float(kernel.detach().std()) / kaiming_std(conv) for conv, kernel in zip(module.convs, module.kernels(), strict=True)]
+    assert sum(ratios) / len(ratios) == pytest.approx(1.0, rel=0.1)
+
+
 def test_a_step_on_each_tensor_moves_the_kernels_at_its_pace() -> None:
     """With one tensor free and G the kernels' gradient, the kernels move by pace x what plain kernels would, on average over random G.
 

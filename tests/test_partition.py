@@ -182,6 +182,7 @@ def test_the_registry_builds_every_partition():
         (lambda: partition(np.arange(100) % 10, Iid(), 3, -1), "seed = -1"),
         (lambda: partition(np.arange(100) % 10, Iid(), 3, 0, fraction=0), "data.fraction = 0"),
         (lambda: partition(np.arange(100) % 10, Iid(), 3, 0, test_fraction=1.0), "data.test_fraction = 1.0"),
+        (lambda: partition(np.arange(100) % 10, Iid(), 3, 0, test_fraction=1 - 1e-10), "data.test_fraction = 0.9999999999"),
     ],
 )
 def test_mistakes_are_named(build, message):

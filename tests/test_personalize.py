@@ -85,6 +85,7 @@ def test_on_digits_a_fitted_embedding_beats_an_untrained_one(tmp_path: Path) -> 
         (["method=fedavg"], "method = 'fedavg' is not valid: must be pfedhn or pfedhn_pc"),
         (["--visits", "-1"], "--visits = -1 is not valid: must be an integer >= 1."),
         (["--lr", "-3"], "--lr = -3.0 is not valid: must be a finite number > 0."),
+        (["privacy=client_dp"], "privacy = 'client_dp' is not valid: must be none"),
         (["engine=flower"], "engine = 'flower' is not valid: must be local"),
         (["resume=somewhere"], "resume = 'somewhere' is not valid: must be left out"),
     ],

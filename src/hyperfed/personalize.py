@@ -76,6 +76,8 @@ def novel_clients(composed: dict[str, Any], novel: int, visits: int, lr: float) 
         raise invalid("--lr", lr, "a finite number > 0")
     if config.engine["name"] != "local":
         raise invalid("engine", config.engine["name"], "local: new clients join in this process only")
+    if config.privacy is not None:
+        raise invalid("privacy", config.privacy["name"], "none: what new clients send while they join would not be protected")
     device, dataset, _, whole = prepare(config)
     if not isinstance(whole, PFedHN) or whole.widths:
         raise invalid("method", config.method["name"], "pfedhn or pfedhn_pc, without widths: only there the server has an embedding to fit")

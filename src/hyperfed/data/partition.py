@@ -11,6 +11,9 @@ from hyperfed.core.errors import UserError, at_least, invalid
 MOST_ALPHA = 1e300
 """Beyond, the sums of a Dirichlet draw overflow; the shares are equal long before."""
 
+MOST_TESTED = 0.999
+"""Nearer to 1 the rounding of a client's test samples of each class may leave it nothing to train on."""
+
 
 class ClientIndices(NamedTuple):
     """One client's samples: int64 indices into the pooled data set, each sorted ascending."""
@@ -147,8 +150,8 @@ def partition(
     at_least("seed", seed, 0)
     if not 0 < fraction <= 1:
         raise invalid("data.fraction", fraction, "a number > 0 and <= 1")
-    if not 0 <= test_fraction < 1:
-        raise invalid("data.test_fraction", test_fraction, "a number >= 0 and < 1")
+    if not 0 <= test_fraction <= MOST_TESTED:
+        raise invalid("data.test_fraction", test_fraction, f"a number >= 0 and <= {MOST_TESTED}")
     thin, divide, tests = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
     kept = _subsample(labels, fraction, thin)
     shares = spec.split(labels[kept], num_clients, divide)

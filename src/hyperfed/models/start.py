@@ -110,7 +110,8 @@ def embeddings(scale: Tensor, d: int, rng: torch.Generator) -> tuple[Tensor, Ten
 
 
 def filter_basis(n_out: int, d: int, rng: torch.Generator) -> Tensor:
-    """Orthonormal columns [f N_out f, d] (as far as d <= f N_out f): 3x3 cosine modes from smooth to rough, each for every output channel.
+    """Columns of unit length [f N_out f, d], orthonormal as far as d <= f N_out f: 3x3 cosine modes from smooth to rough, each for every
+    output channel; those beyond are random.
 
     A trained 3x3 filter is mostly smooth, so with d < 9 N_out the first modes lose least. Below three modes they would lose
     too much, and the columns are random.
@@ -126,4 +127,4 @@ def filter_basis(n_out: int, d: int, rng: torch.Generator) -> Tensor:
     if d <= rows:
         return columns[:, :d].contiguous()
     extra = torch.nn.init.orthogonal_(torch.empty(rows, d - rows), generator=rng)
-    return torch.cat([columns, extra], 1)
+    return torch.cat([columns, torch.nn.functional.normalize(extra, dim=0)], 1)
