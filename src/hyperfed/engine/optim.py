@@ -13,7 +13,10 @@ SCHEDULES = ("constant", "multistep", "cosine")
 
 @dataclass(frozen=True)
 class Optim:
-    """SGD. ``lr_scale`` and ``decay_scale`` multiply the learning rate and the weight decay per role; a scale of 0 freezes the role."""
+    """SGD. ``lr_scale`` and ``decay_scale`` multiply the learning rate and the weight decay per role; a scale of 0 freezes the role.
+
+    Batch norm's running statistics are not trained and follow the data all the same.
+    """
 
     lr: float = 0.1
     momentum: float = 0.9

@@ -91,7 +91,7 @@ class Engine(Protocol):
 
 
 def sample(number: int, num_clients: int, participation: float, seed: int) -> list[int]:
-    """The cohort of a round: round(participation * N), at least one, without replacement, sorted."""
+    """The cohort of a round: round(participation * N), a half to the even number, at least one, without replacement, sorted."""
     size = max(1, round(participation * num_clients))
     rng = np.random.default_rng(derive_seed(seed, "cohort", number))
     return sorted(rng.choice(num_clients, size, replace=False).tolist())
