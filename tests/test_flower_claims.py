@@ -1,12 +1,16 @@
 """What clients and nodes say of themselves, where it cannot be true."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("flwr")
 
+from flwr.app import Message
+
 from flowers import ALL_IN, BadGrid, Trick, changed, experiment, introduction, late, notes, twice
+from hyperfed.engine.flower.wire import HEADER, Wire
 
 
 @pytest.mark.parametrize(
@@ -71,3 +75,32 @@ def test_a_reply_that_came_in_vain_was_sent_all_the_same(trick: Trick, rows: int
     assert sum(line.startswith("2,1,train,up,") for line in wire) == 1
     assert run.fed.engine.nodes.wire.totals["up"] == sum(int(line.rpartition(",")[2]) for line in wire if ",up," in line)
     assert ("1,1,up" in (run.folder / "ledger.csv").read_text()) == (trick is twice)
+
+
+class Unreachable(BadGrid):
+    """Node 1001 is online, yet in round 1 no training order gets to it."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        given = list(messages)
+        if all((m.metadata.message_type, m.metadata.group_id, m.metadata.dst_node_id) == ("train", "1", 1001) for m in given):
+            return [""] * len(given)
+        return super().push_messages(given)
+
+
+def test_what_did_not_leave_is_not_counted(tmp_path: Path) -> None:
+    overrides = [*ALL_IN, "method=fedavg"]
+    run = experiment(tmp_path / "run", "flower", *overrides, grid=Unreachable(tmp_path / "run", {}, *overrides))
+    run.run()
+    assert [note["message"] for note in notes(run.folder)] == ["client 1 could not be reached: its node is gone."]
+    wire = (run.folder / "wire.csv").read_text()
+    assert "\n1,1,train,down," not in wire and "\n1,0,train,down," in wire and "\n2,1,train,down," in wire
+
+
+@pytest.mark.parametrize("rest", ["2,1,tr", HEADER[:9], ""])
+def test_half_a_line_is_not_gone_on_with(rest: str, tmp_path: Path) -> None:
+    """Of a server that was killed while it wrote."""
+    path, whole = tmp_path / "wire.csv", HEADER + 300 * "1,0,train,down,7\n"
+    before = whole if rest.startswith("2") else ""
+    path.write_text(before + rest)
+    Wire(path).add(2, 0, "train", "up", 9)
+    assert path.read_text() == (before or HEADER) + "2,0,train,up,9\n"

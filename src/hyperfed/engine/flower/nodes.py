@@ -61,11 +61,14 @@ class Nodes:
     _lost: set[int] = field(default_factory=set)
 
     def send(self, purpose: str, number: int, k: int, node: int, content: RecordDict) -> str | None:
-        self.wire.add(number, k, purpose, "down", size_of(content))
+        """The message's id; None, and nothing is counted, where the node is gone."""
         ttl = max(60.0, 2 * self.settings.timeout)
         message = Message(content, node, purpose, ttl=ttl, group_id=str(number))
         pushed = list(self.grid.push_messages([message]))
-        return pushed[0] if pushed and pushed[0] else None
+        if not pushed or not pushed[0]:
+            return None
+        self.wire.add(number, k, purpose, "down", size_of(content))
+        return pushed[0]
 
     def meet(self, ids: list[int]) -> None:
         """Find out which nodes host the clients; wait for as many as the quorum asks for. Raises QuorumNotMet."""
