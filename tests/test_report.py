@@ -234,12 +234,17 @@ def test_figures_are_written_twice(kept: Path, tmp_path: Path) -> None:
     figures, tables = tmp_path / "figures", tmp_path / "tables"
     assert main(["report", str(kept), "-o", str(tmp_path / "a.html"), "--figures", str(figures), "--tables", str(tables)]) == 0
     names = {p.stem for p in figures.iterdir()}
-    assert names == {f"accuracy_{kind}_over_{over}" for kind in ("before", "after") for over in ("rounds", "bytes")} | {"labels"}
+    each = ("accuracy_{}_over_rounds", "accuracy_{}_over_bytes", "clients_{}", "gains_{}")
+    assert names == {"labels", "cost", *(what.format(kind) for what in each for kind in ("before", "after"))}
+    assert "gain over Local, after fine-tuning (points)" in (figures / "gains_after.svg").read_text()
+    assert "hyper" not in (figures / "cost.svg").read_text() and "body" in (figures / "cost.svg").read_text()
     for name in names:
         assert ElementTree.parse(figures / f"{name}.svg").getroot().tag.endswith("svg")
         with Picture.open(figures / f"{name}.png") as picture:
             assert picture.width > 600
-    assert {p.name for p in tables.iterdir()} == {"comparison.md", "comparison.tex", "comparison.csv"}
+    stems = ("comparison", "clients", "clients_each", "cost")
+    assert {p.name for p in tables.iterdir()} == {f"{stem}.{kind}" for stem in stems for kind in ("md", "tex", "csv")}
+    assert "worst 10 %" in (tables / "clients.md").read_text() and "client,test samples," in (tables / "clients_each.csv").read_text()
 
 
 def test_mistakes_are_one_sentence(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -278,3 +278,23 @@ def test_tables_of_fourteen_methods_fit_the_paper(browser: Any, tmp_path: Path) 
         """() => [...document.querySelectorAll('.wide table')].find((t) => t.textContent.includes('Settings in which')).scrollWidth"""
     )
     assert page.evaluate(settings) <= 1168  # the window less its margins
+
+
+def test_a_browser_without_decompression_is_told_and_has_the_tables(browser: Any, html: Path) -> None:
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(html.as_uri())
+    page.wait_for_selector("html[data-ready]", timeout=60_000)
+    told = page.locator(".chart p.warning", has_text="the tables hold its numbers")
+    assert told.count() == page.locator(".chart").count() == 7 + 5 and page.locator("table").count() > 7
+
+
+def test_a_browser_without_light_dark_gets_the_light_page(browser: Any, html: Path, tmp_path: Path) -> None:
+    """Chromium knows the function, so here it has a name that it does not know."""
+    old = tmp_path / "old.html"
+    old.write_text(html.read_text(encoding="utf-8").replace("light-dark(", "unknown-function("), encoding="utf-8")
+    page = opened(browser, old, color_scheme="dark").page
+    colours = page.evaluate("() => [...document.querySelectorAll('.plot .lines .js-line')].map((l) => l.style.stroke)")
+    assert len({*colours}) > 1 and "rgb(2, 112, 177)" in colours
+    assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator("#theme").is_visible()

@@ -1,11 +1,8 @@
 """What a reproduction leaves: tables in three formats, pictures, one page."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,10 +15,9 @@ from hyperfed.evidence.costs import table3, table4
 from hyperfed.evidence.plans import Cell
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.tables import Entry, accuracy_rows, entries
-from hyperfed.report.comparison import latex
+from hyperfed.report.comparison import as_csv, write_table
 from hyperfed.report.html import Block, Caution, Image, Section, Table, build_page
 from hyperfed.report.html_report import section_of, settings
-from hyperfed.report.tables import markdown
 
 TITLES = {
     "table2": "Table 2: personalised accuracy of every method",
@@ -75,11 +71,9 @@ def show(experiment: str, cells: Sequence[Cell], store: Store, work: Path, out: 
     for i, table in enumerate(made):
         console.print(terminal(table))
         stem = experiment + (f"-{i + 1}" if len(made) > 1 else "")
-        write_text(folder / f"{stem}.md", f"{table.caption}\n\n{markdown(table.columns, table.rows)}\n{table.note}\n")
-        write_text(folder / f"{stem}.tex", latex(table.columns, table.rows, f"{table.caption}. {table.note}"))
-        write_text(folder / f"{stem}.csv", _csv([table.columns, *table.rows]))
+        write_table(table, folder / stem)
     runs_of_cells = accuracy_rows(found)
-    write_text(folder / f"{experiment}-cells.csv", _csv([list(runs_of_cells[0]), *(list(row.values()) for row in runs_of_cells)]))
+    write_text(folder / f"{experiment}-cells.csv", as_csv([list(runs_of_cells[0]), *(list(row.values()) for row in runs_of_cells)]))
     lead: list[Block] = [completeness(found), tables.SCALES[cells[0].scale]]
     if store.damaged:
         names = ", ".join(sorted(store.damaged))
@@ -88,12 +82,6 @@ def show(experiment: str, cells: Sequence[Cell], store: Store, work: Path, out: 
     detail = [section_of(name, groups) for name, groups in settings(runs).items()] if runs else []
     write_text(folder / "index.html", build_page(TITLES[experiment], [Section("Ours and the paper's", [*images, *made]), *detail], lead))
     console.print(f"{completeness(found)}; page, tables and pictures: {folder}")
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def terminal(table: Table) -> TerminalTable:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hyperfed.core.files import write_text
 from hyperfed.evidence import paper
+from hyperfed.report.html import Table
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.seeds import Group, deviation, mean_and_spread
 from hyperfed.report.tables import human_bytes, markdown
@@ -170,16 +171,34 @@ def latex(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
     return "\n".join(["% needs \\usepackage{booktabs}", *head, *map(line, rows), *tail]) + "\n"
 
 
-def write_tables(groups: Sequence[Group], reference: Mapping[str, float] | None, stem: Path, caption: str) -> list[Path]:
-    """``stem``.md, .tex and .csv; returns their paths."""
-    columns, rows, note = comparison(groups, reference)
-    text = io.StringIO()
-    numbers = [measures(g, reference) for g in groups]
-    writer = csv.DictWriter(text, list(numbers[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(numbers)
-    contents = {".md": f"{markdown(columns, rows)}\n{caption}. {note}\n", ".tex": latex(columns, rows, caption), ".csv": text.getvalue()}
+def write_all(contents: Mapping[str, str], stem: Path) -> list[Path]:
+    """Texts by their ending as ``stem``.md, ...; returns their paths."""
     paths = [stem.with_name(stem.name + ending) for ending in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         write_text(path, content)
     return paths
+
+
+def as_csv(rows: Sequence[Sequence[Any]]) -> str:
+    """Lines of values, commas between them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_table(table: Table, stem: Path) -> list[Path]:
+    """``stem``.md, .tex and .csv, caption and note with the first two; returns their paths."""
+    contents = {
+        ".md": f"{table.caption}\n\n{markdown(table.columns, table.rows)}\n{table.note}\n",
+        ".tex": latex(table.columns, table.rows, f"{table.caption}. {table.note}" if table.note else table.caption),
+        ".csv": as_csv([table.columns, *table.rows]),
+    }
+    return write_all(contents, stem)
+
+
+def write_tables(groups: Sequence[Group], reference: Mapping[str, float] | None, stem: Path, caption: str) -> list[Path]:
+    """``stem``.md, .tex and .csv; returns their paths."""
+    columns, rows, note = comparison(groups, reference)
+    numbers = [measures(g, reference) for g in groups]
+    plain = as_csv([list(numbers[0]), *(list(row.values()) for row in numbers)])
+    return write_all({".md": f"{markdown(columns, rows)}\n{caption}. {note}\n", ".tex": latex(columns, rows, caption), ".csv": plain}, stem)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from hyperfed.core import UserError
 from hyperfed.core.files import write_text
-from hyperfed.report.comparison import KINDS, beside_paper, comparison, distinct, played, published, write_tables
+from hyperfed.report.comparison import KINDS, beside_paper, comparison, distinct, played, published, write_table, write_tables
+from hyperfed.report.figures import file_name, local_of, write_figures
 from hyperfed.report.html import Block, Caution, Legend, Section, Table, build_page
 from hyperfed.report.html_charts import (
     WORST,
@@ -24,14 +26,11 @@ from hyperfed.report.html_charts import (
     similarity_chart,
 )
 from hyperfed.report.html_load import load, without_trials
-from hyperfed.report.labels import plot_label_distribution
 from hyperfed.report.runs import RunFiles
-from hyperfed.report.seeds import Group, group_by_seed, plot_groups
-from hyperfed.report.similarity import digits, group_of_clients, legible, plot_similarity, separation
+from hyperfed.report.seeds import Group, group_by_seed
+from hyperfed.report.similarity import digits, group_of_clients, legible, separation
 from hyperfed.report.tables import describe_data
 from hyperfed.run.config import flat, identity
-
-PER_FIGURE = 8  # more curves than colours cannot be told apart on paper
 
 
 def settings(runs: Sequence[RunFiles]) -> dict[str, list[Group]]:
@@ -40,12 +39,6 @@ def settings(runs: Sequence[RunFiles]) -> dict[str, list[Group]]:
     for group in group_by_seed(runs):
         out.setdefault(describe_data(group.runs[0]), []).append(group)
     return {name: distinct(groups) for name, groups in out.items()}
-
-
-def local_of(groups: Sequence[Group]) -> Group | None:
-    """The first group of clients that train alone, without a hypernetwork."""
-    alone = (g for g in groups if g.runs[0].config["method"]["name"] == "local" and not g.runs[0].config.get("hypernet"))
-    return next(alone, None)
 
 
 def kind_of(groups: Sequence[Group]) -> str:
@@ -203,43 +196,6 @@ def _configuration(groups: Sequence[Group]) -> list[Block]:
     return [*blocks, Table("Runs", columns, runs, "Identity: the same for runs of the same settings and seed.", folded=True)]
 
 
-def _name(prefix: str, several: bool, what: str) -> str:
-    slug = "".join(c if c.isalnum() else "_" for c in prefix.lower()).strip("_")
-    return f"{'_'.join(filter(None, slug.split('_')))}-{what}" if several else what
-
-
-def write_figures(sections: Mapping[str, Sequence[Group]], folder: Path) -> list[Path]:
-    """Every picture of the report as PNG and SVG; returns their paths."""
-    paths = []
-    for name, groups in sections.items():
-        firsts = [g.runs[0] for g in groups]
-        alike = [g for g in groups if g.runs[0].detail.similarity]
-        for ending in ("png", "svg"):
-
-            def at(what: str, name: str = name, ending: str = ending) -> Path:
-                return folder / f"{_name(name, len(sections) > 1, what)}.{ending}"
-
-            for start in range(0, len(groups), PER_FIGURE):
-                part, number = groups[start : start + PER_FIGURE], f"_{start // PER_FIGURE + 1}" if len(groups) > PER_FIGURE else ""
-                for kind in KINDS:
-                    curves = [g for g in part if len(g.curve(kind)[0]) > 1]
-                    paths += [
-                        plot_groups(curves, at(f"accuracy_{kind}_over_{over}{number}"), kind, name, over)
-                        for over in ("rounds", "bytes")
-                        if curves
-                    ]
-            counted = next((r for r in firsts if r.detail.label_counts), None)
-            if counted:
-                counts = np.array(counted.detail.label_counts)
-                paths.append(plot_label_distribution(counts, counted.detail.class_names, at("labels")))
-            for i, g in enumerate(alike):
-                run = g.runs[0]
-                caption = f"{g.label}, {name}, seed {run.config['seed']}"
-                where = at(f"similarity_{i + 1}" if len(alike) > 1 else "similarity")
-                paths.append(plot_similarity(np.array(run.detail.similarity), group_of_clients(run.config), where, caption))
-    return paths
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """A file that cannot be written is told by ``path``, as the user gave it: the temporary file beside it means nothing to a reader."""
@@ -280,6 +236,10 @@ def report(
     if tables:
         with writing(tables):
             for name, groups in sections.items():
-                stem = tables / _name(name, len(sections) > 1, "comparison")
-                written += write_tables(groups, published(groups), stem, name)
+                several = len(sections) > 1
+                written += write_tables(groups, published(groups), tables / file_name(name, several, "comparison"), name)
+                for table, what in ((t, w) for w, blocks in (("clients", _clients(groups)), ("cost", _cost(groups))) for t in blocks):
+                    if isinstance(table, Table) and table.rows:
+                        stem = file_name(name, several, f"{what}_each" if what == "clients" and table.folded else what)
+                        written += write_table(replace(table, caption=f"{table.caption}: {name}"), tables / stem)
     return written, damaged

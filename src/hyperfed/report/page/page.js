@@ -161,4 +161,13 @@ async function start() {
   root.dataset.ready = 'yes';
 }
 
-start();
+start().catch((problem) => {
+  for (const plot of document.querySelectorAll('.plot:empty')) {
+    const told = document.createElement('p');
+    told.className = 'warning';
+    told.textContent = 'This browser cannot draw the chart; the tables hold its numbers.';
+    plot.replaceWith(told);
+  }
+  root.dataset.ready = 'yes';
+  throw problem;
+});
