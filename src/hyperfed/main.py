@@ -1,6 +1,5 @@
 """The command that runs experiments: ``python -m hyperfed.main method=hfn dataset=mnist``, the same as ``hyperfed run ...``."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,8 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hyperfed.core import UserError, unknown
+from hyperfed.core.files import read_json
 from hyperfed.run.config import FREE, flat, make_config
 
+NEEDED = ("method", "model", "dataset", "partition", "engine", "num_clients", "seed", "rounds", "run")
+"""What the configuration of every run has."""
 EXIT_USER, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 
 
@@ -157,7 +159,11 @@ def resumed(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"resume = {str(folder)!r} is not a run's folder: it has no config.json.")
-    saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json(path, *NEEDED)
+    try:
+        make_config(saved)
+    except UserError as problem:
+        raise UserError(f"{path} cannot be used: {problem}") from None
     set_here = set[str]().union(*map(_sets, overrides)) - {"resume"}
     same = [] if "dataset" in set_here else [f"dataset={saved['dataset']['name']}"]  # some settings follow from it
     now = composed_dict(compose_checked([*same, *overrides]))

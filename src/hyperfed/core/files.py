@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hyperfed.core.errors import UserError
 from hyperfed.core.types import Params
 
 try:
@@ -66,6 +67,13 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear(folder: Path) -> None:
+    """Remove what an :func:`atomic` left in ``folder`` whose process was killed. Nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:
@@ -75,6 +83,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys in the order given."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path, *names: str) -> dict[str, Any]:
+    """The JSON object in a file, with entries of these names. Raises UserError naming the file and what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing.") from None
+    except OSError as problem:
+        raise UserError(f"{path} cannot be read: {problem.strerror or problem}.") from problem
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{path} is damaged: it holds no JSON ({str(problem).rstrip('.')}).") from problem
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object.")
+    if missing := [name for name in names if name not in value]:
+        raise UserError(f"{path} is damaged: it has no {missing[0]!r}.")
+    return value
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -102,7 +127,7 @@ def save_tensors(path: Path, flat: Params, *, packed: bool = False, checksum: bo
     else:
         tensors = {n: whole(t) for n, t in flat.items()}
     text = json.dumps(layout)
-    facts = {"layout": text, "packed": str(packed), **({"crc32": _crc32(text, tensors)} if checksum else {})}
+    facts = {"layout": text, "names": _crc32(text, {}), "packed": str(packed), **({"crc32": _crc32(text, tensors)} if checksum else {})}
     facts |= {} if note is None else {"note": note}
     try:
         save_file(tensors, path, metadata=facts)
@@ -116,16 +141,21 @@ def load_tensors(path: Path, device: str = "cpu") -> Params:
     """Read tensors back in the order in which they were written, each into memory of its own.
 
     In the file they lie at any address, and a product's last bits depend on its operands' alignment. Raises OSError where the file is
-    missing or damaged.
+    missing or damaged: in what it says of its tensors every bit is noticed, in theirs those with a checksum.
     """
     try:
         with safe_open(path, "pt") as file:
             facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-    except SafetensorError as problem:
+        if any(facts[name] != _crc32(facts["layout"], of) for name, of in (("names", {}), ("crc32", tensors)) if name in facts):
+            raise OSError(EIO, "damaged (its checksum is another)", str(path))
+        return _laid_out(facts, {name: t.to(device) for name, t in tensors.items()})
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, StopIteration) as problem:
         raise OSError(EIO, f"damaged ({problem})", str(path)) from problem
-    if "crc32" in facts and facts["crc32"] != _crc32(facts["layout"], tensors):
-        raise OSError(EIO, "damaged (its checksum is another)", str(path))
-    tensors = {name: t.to(device) for name, t in tensors.items()}
+
+
+def _laid_out(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Params:
     layout = json.loads(facts["layout"])
     if facts["packed"] != "True":
         return {name: tensors[name].clone() for name, _, _ in layout}

@@ -1,7 +1,9 @@
 """States of clients: in memory up to a bound, on disk beyond it, in versions that checkpoints refer to."""
 
+import re
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
+from errno import EIO
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -18,6 +20,9 @@ class Row(NamedTuple):
 
 
 Versions = dict[int, int]
+
+
+NAME = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 
 
 def _name(k: int, version: int) -> str:
@@ -38,7 +43,10 @@ class Store(Generic[C]):
 
     def __init__(self, folder: Path, kind: type[C], cache_bytes: int = 256 * 2**20, device: str = "cpu", durable: bool = False) -> None:
         self.folder, self.kind, self.cache_bytes, self.device, self.durable = folder, kind, cache_bytes, device, durable
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UserError(f"{folder} is no folder and cannot be made one: {problem.strerror}.") from problem
         self.versions: Versions = {}
         self._cache: OrderedDict[int, tuple[C, int]] = OrderedDict()
         self._held = 0
@@ -46,8 +54,8 @@ class Store(Generic[C]):
         self._loose: set[Path] = set()
         self._files: defaultdict[int, set[int]] = defaultdict(set)
         for path in folder.glob("*.safetensors"):
-            k, version = path.stem.split("-")
-            self._files[int(k)].add(int(version))
+            if found := NAME.fullmatch(path.name):  # others are not ours
+                self._files[int(found[1])].add(int(found[2]))
 
     def get(self, k: int) -> C | None:
         """The state of client ``k``; None before its first round. Raises DamagedState."""
@@ -59,7 +67,9 @@ class Store(Generic[C]):
         path = self.folder / _name(k, self.versions[k])
         try:
             state = unflatten(self.kind, load_tensors(path, self.device))
-        except OSError as problem:
+        except (OSError, KeyError, TypeError) as problem:
+            if not isinstance(problem, OSError):
+                problem = OSError(EIO, "damaged (it holds something else)")
             what = "is missing" if isinstance(problem, FileNotFoundError) else f"cannot be read: {problem.strerror or problem}"
             raise DamagedState(f"the state of client {k} (round {self.versions[k]}), {path}, {what}.") from problem
         self._remember(k, state)
@@ -114,10 +124,10 @@ class Store(Generic[C]):
         """
         kept = {_name(k, v) for v in versions}
         for path in self.folder.glob(f"{k:06d}-*.safetensors"):
-            version = int(path.stem.split("-")[1])
-            if path.name not in kept and version < before:
+            found = NAME.fullmatch(path.name)
+            if found and path.name not in kept and int(found[2]) < before:
                 path.unlink(missing_ok=True)
-                self._files[k].discard(version)
+                self._files[k].discard(int(found[2]))
 
     def _write(self, k: int) -> None:
         """Write the state of client ``k`` that is only in memory; :meth:`flush` sees to it that it outlives a loss of power."""

@@ -1,6 +1,5 @@
 """Flower from a configuration: the engine on the server, the ClientApp on the devices."""
 
-import json
 import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from flwr.app import Context
 
 from hyperfed.core import Method, UserError, invalid
-from hyperfed.core.files import write_json
+from hyperfed.core.files import read_json, write_json
 from hyperfed.data import ClientIndices, Dataset, Iid, load_folder, partition
 from hyperfed.defences import Budget, SecAgg
 from hyperfed.engine.flower.client_app import ClientSide, make_client_app
@@ -112,7 +111,7 @@ def experiment_id(composed: Mapping[str, Any], folder: Path) -> str:
     """The configuration's identity and a number drawn when the run's folder was made: client states are bound to it."""
     path = folder / "experiment.json"
     identity = identity_hash(composed)
-    if path.exists() and str(found := json.loads(path.read_text(encoding="utf-8"))["experiment"]).startswith(identity):
+    if path.exists() and str(found := read_json(path, "experiment")["experiment"]).startswith(identity):
         return str(found)
     if not (folder / "run.json").exists():
         write_json(path, {"experiment": f"{identity}-{secrets.token_hex(4)}"})

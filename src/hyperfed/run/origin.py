@@ -1,6 +1,5 @@
 """``run.json``: which run a folder holds, and the software and the machine it was played with."""
 
-import json
 import logging
 import platform
 from importlib.metadata import version
@@ -11,7 +10,7 @@ import torch
 
 from hyperfed import __version__
 from hyperfed.core import Method, UserError
-from hyperfed.core.files import write_json
+from hyperfed.core.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 THEN = ", then "
@@ -33,7 +32,7 @@ def holds(folder: Path, identity: str, name: str = "run.dir") -> bool:
     facts = folder / "run.json"
     if not facts.exists():
         return False
-    if (found := json.loads(facts.read_text(encoding="utf-8"))["identity"]) != identity:
+    if (found := read_json(facts, "identity")["identity"]) != identity:
         raise UserError(f"{name} {str(folder)!r} holds another run (identity {found}, this one is {identity}): choose another {name}.")
     return True
 
@@ -48,8 +47,8 @@ def begin(folder: Path, identity: str, method: Method[Any, Any, Any, Any], devic
 
 def go_on(folder: Path, method: Method[Any, Any, Any, Any], complete: bool = False) -> None:
     """Say, and write down, that other versions than those it was begun with go on with the run; of a ``complete`` one that they do not."""
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    begun = {"method": 1, **facts.get("versions", {})}
+    facts = read_json(folder / "run.json")
+    begun = {"method": 1, **dict(facts.get("versions", {}))}
     changed = {k: (begun[k], now) for k, now in versions(method).items() if k in begun and f"{begun[k]}".split(THEN)[-1] != f"{now}"}
     if not changed:
         return
