@@ -10,22 +10,29 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from hyperfed.core import UserError, flatten, unflatten
-from hyperfed.core.files import load_tensors, save_tensors, sync
+from hyperfed.core.files import load_tensors, read_json, save_tensors, sync
 from hyperfed.engine.round import Keeper
 from hyperfed.engine.store import DamagedState, Versions
 
 S = TypeVar("S")
 FORMAT = 1
+BROKEN = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading something else than was written may raise."""
+LATER = ("loss", "messages")
 
 
 class Saved(NamedTuple):
-    """The round it ends, versions of every client's state (and of the server's banks), seconds so far, that round's training loss."""
+    """The round it ends, versions of every client's state (and of the server's banks), seconds so far, that round's training loss.
+
+    ``messages``: how many the ledger has, None where older versions wrote the checkpoint.
+    """
 
     number: int
     versions: dict[str, Versions]
     seconds: float
     cpu_seconds: float
     loss: float | None = None
+    messages: int | None = None
 
 
 def _sha256(path: Path) -> str:
@@ -66,22 +73,26 @@ def available(folder: Path) -> list[Path]:
 
 def read_facts(path: Path) -> Saved:
     """The JSON half of a checkpoint."""
-    return _saved(_facts(path))
+    return _saved(path, _facts(path))
 
 
 def _facts(path: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        facts = read_json(path / "checkpoint.json", "format", "sha256", *Saved._fields[:-1])
+    except UserError as problem:
         raise _damaged(path, problem) from problem
     if facts["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {facts['format']}; this version reads format {FORMAT}.")
     return facts
 
 
-def _saved(facts: Mapping[str, Any]) -> Saved:
-    versions = {name: {int(k): v for k, v in each.items()} for name, each in facts["versions"].items()}
-    return Saved(facts["number"], versions, facts["seconds"], facts["cpu_seconds"], facts["loss"])
+def _saved(path: Path, facts: Mapping[str, Any]) -> Saved:
+    try:
+        versions = {name: {int(k): int(v) for k, v in each.items()} for name, each in facts["versions"].items()}
+        made = Saved(int(facts["number"]), versions, float(facts["seconds"]), float(facts["cpu_seconds"]), *map(facts.get, LATER))
+    except BROKEN as problem:
+        raise _damaged(path, f"checkpoint.json holds something else than numbers ({problem})") from problem
+    return made
 
 
 def _damaged(path: Path, why: object) -> UserError:
@@ -93,15 +104,16 @@ def _damaged(path: Path, why: object) -> UserError:
 def load(path: Path, kind: type[S], device: str = "cpu", stores: Mapping[str, Keeper] = MappingProxyType({})) -> tuple[Saved, S]:
     """Read a checkpoint back, and let ``stores`` go back to the versions it names. A damaged one is refused with what is wrong."""
     facts, tensors = _facts(path), path / "server.safetensors"
-    saved = _saved(facts)
+    saved = _saved(path, facts)
     try:
         if (found := _sha256(tensors)) != facts["sha256"]:
-            raise _damaged(path, f"server.safetensors has sha256 {found[:12]}..., expected {facts['sha256'][:12]}...")
+            raise DamagedState(f"server.safetensors has sha256 {found[:12]}..., expected {str(facts['sha256'])[:12]}...")
         server = unflatten(kind, load_tensors(tensors, device))
         for name, store in stores.items():
             store.restore(saved.versions[name])
-    except (OSError, DamagedState) as problem:
-        raise _damaged(path, problem) from problem
+    except (OSError, *BROKEN) as problem:
+        why = f"{problem} is missing" if isinstance(problem, KeyError) else problem
+        raise _damaged(path, why) from problem
     return saved, server
 
 
@@ -110,6 +122,7 @@ def prune(folder: Path, keep: int) -> list[dict[str, Versions]]:
     for stale in folder.glob(".round-*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
     found = available(folder)
-    for old in found[:-keep]:
-        shutil.rmtree(old)
+    for old in folder.glob("round-*"):
+        if old < found[-keep:][0]:  # whole, or half deleted
+            shutil.rmtree(old)
     return [read_facts(p).versions for p in found[-keep:]]

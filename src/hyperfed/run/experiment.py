@@ -13,7 +13,7 @@ import torch
 
 from hyperfed.core import Bank, Round, UserError
 from hyperfed.core.codec import fields
-from hyperfed.core.files import write_json
+from hyperfed.core.files import clear, write_json
 from hyperfed.data import label_counts
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.round import Finetune, Keeper, StopAsked, gather, sample, settle
@@ -65,6 +65,8 @@ class Experiment:
         self.clock = Clock()
         self.fed: Federation = build(composed, self.config, self.folder, grid)
         self.claim = Claim(self.folder)
+        for place in (self.folder, self.folder / "checkpoints", self.folder / "states", *self.folder.glob("banks/*")):
+            clear(place)
         self.journal = Journal(self.folder)
         self.ledger = Ledger(self._open() / "ledger.csv", self.fed.method.model.roles)
         self.number = 0
@@ -72,6 +74,7 @@ class Experiment:
         self.server: Any = self.fed.method.init_server(self.fed.engine.initial())
         self.banks = {name: self._bank(name) for name, kind in fields(type(self.server)).items() if kind is Bank}
         self._saved: int | None = None
+        self._evaluating = False
         self._restore()
 
     def _open(self) -> Path:
@@ -102,7 +105,7 @@ class Experiment:
         self.clock = Clock(saved.seconds, saved.cpu_seconds)
         self.number = self._saved = saved.number
         self.loss = saved.loss
-        self._rewind(saved.number)
+        self._rewind(saved.number, saved.messages)
 
     def _bank(self, name: str) -> Store[Row]:
         return Store(self.folder / "banks" / name, Row, self.config.cache_mib * 2**20, self.fed.engine.device)
@@ -116,9 +119,9 @@ class Experiment:
         for name, store in self.banks.items():
             self.server = self.server._replace(**{name: Bank(getattr(self.server, name).default, Rows(store))})
 
-    def _rewind(self, number: int) -> None:
+    def _rewind(self, number: int, messages: int | None = None) -> None:
         """Cut ledger and journal back to what the checkpoint knows."""
-        self.ledger.rewind(number)
+        self.ledger.rewind(number, messages)
         self.journal.rewind(number)
 
     def run(self) -> dict[str, Any]:
@@ -203,9 +206,11 @@ class Experiment:
         """All clients' personal models on their own test data; a line in metrics.jsonl, a block in clients.csv."""
         config, engine = self.config, self.fed.engine
         tune = self.finetune(number)
+        self._evaluating = True
         with self._between_rounds():
             everyone = self.everyone()
             scores = list(engine.evaluate(everyone, lambda k: self.fed.method.download(self.server, everyone, k), tune))
+        self._evaluating = False
         tests, before, after = (np.array(column) for column in zip(*scores, strict=True))
         result = Evaluation(tests, before, after if tune else None)
         if number == config.rounds:
@@ -245,15 +250,17 @@ class Experiment:
             raise UserError(
                 f"client states could not be written to {self.folder}: {problem.strerror}; the checkpoint before is intact."
             ) from problem
-        folder = self.folder / "checkpoints"
-        checkpoint.save(folder, checkpoint.Saved(self.number, versions, *self.clock.read(), self.loss), self.server)
+        self.ledger.sync()
+        folder, seconds = self.folder / "checkpoints", self.clock.read()
+        checkpoint.save(folder, checkpoint.Saved(self.number, versions, *seconds, self.loss, self.ledger.messages), self.server)
         self._saved = self.number
         kept = checkpoint.prune(folder, self.config.checkpoint.keep)
         for name, store in self._stores().items():
             store.collect(versions[name] for versions in kept)
 
     def _skipped(self, number: int, client: int, message: str) -> None:
-        self._note({"event": "skipped", "round": number, "client": client, "message": message})
+        during = {"evaluation": True} if self._evaluating else {}
+        self._note({"event": "skipped", "round": number, "client": client, "message": message, **during})
 
     def _note(self, line: dict[str, Any]) -> None:
         self.journal.note(line)

@@ -3,23 +3,25 @@
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperfed.core import Role, Traffic, count
+from hyperfed.core import Role, Traffic, UserError, count
 from hyperfed.core.codec import count_by_role
-from hyperfed.core.files import write_text
+from hyperfed.core.files import sync, write_text
 
 HEADER = ("round", "client", "direction", "trainable", "buffers", "extra", "bytes")
 ROLES_HEADER = ("round", "direction", "role", "elements")
+WAY_OUT = "copy it back, or delete the run's folder to play it anew."
 
 
 class Ledger:
     """Messages of the run so far, appended to ``ledger.csv`` round by round; their elements by role to ``roles.csv`` beside it.
 
     ``trainable`` counts trained elements (the papers' unit), ``buffers`` running statistics, ``extra`` any other element (ids, counts);
-    ``bytes`` is their payload without framing. Initial models come from the seed and are not sent; evaluation is measurement, not traffic.
+    ``bytes`` is their payload without framing. Initial models come from the seed and are not sent; evaluation is measurement, not
+    traffic. Nor is a client's number of samples counted, which it says once, nor its training loss, which goes beside each upload.
     """
 
     def __init__(self, path: Path, roles: Mapping[str, Role]) -> None:
@@ -28,9 +30,6 @@ class Ledger:
         self.messages = 0
         self._lines: list[tuple[int, int, str, Traffic]] = []
         self._by_role: Counter[tuple[int, str, str]] = Counter()
-        for file, header in ((path, HEADER), (self.roles_path, ROLES_HEADER)):
-            if not file.exists():
-                write_text(file, ",".join(header) + "\n")
 
     def add(self, number: int, client: int, direction: str, message: Any) -> None:
         """Weigh one message; ``roles`` says what its tensors are for."""
@@ -53,13 +52,45 @@ class Ledger:
         self._lines.clear()
         self._by_role.clear()
 
-    def rewind(self, number: int) -> None:
-        """Cut the files back to rounds <= ``number``, as a resumed run needs."""
-        kept = [r for r in read_ledger(self.path) if r[0] <= number]
+    def rewind(self, number: int, messages: int | None = None) -> None:
+        """Begin the files, or cut them back to rounds <= ``number``, which had so many ``messages`` (None: nobody noted how many).
+
+        Raises UserError where they are not whole: the costs of the rounds so far would be lost without a word.
+        """
+        kept, roles = ([row for row in _whole(read, path) if row[0] <= number] for read, path in self._files(number > 0))
+        if messages is not None and len(kept) != messages:
+            raise UserError(f"{self.path} is damaged: it has {len(kept)} messages up to round {number}, {messages} were sent; {WAY_OUT}")
+        weighed, told = Counter[int](), Counter[int]()
+        for n, _, _, traffic in kept:
+            weighed[n] += traffic.trainable + traffic.buffers + traffic.extra
+        for n, _, _, elements in roles:
+            told[n] += elements
+        if wrong := sorted(n for n in weighed | told if weighed[n] != told[n]):
+            raise UserError(f"{self.path} or {self.roles_path.name} beside it is damaged: they differ in round {wrong[0]}; {WAY_OUT}")
         write_text(self.path, _text([HEADER, *((n, k, d, *t) for n, k, d, t in kept)]))
-        write_text(self.roles_path, _text([ROLES_HEADER, *(r for r in read_roles(self.roles_path) if r[0] <= number)]))
+        write_text(self.roles_path, _text([ROLES_HEADER, *roles]))
         self.total = sum((t for *_, t in kept), Traffic())
         self.messages = len(kept)
+
+    def _files(self, needed: bool) -> Iterator[tuple[Callable[[Path], list[Any]], Path]]:
+        for read, path in ((read_ledger, self.path), (read_roles, self.roles_path)):
+            if needed and not path.exists():
+                raise UserError(f"{path} is missing, and with it what the rounds so far have cost; {WAY_OUT}")
+            yield read, path
+
+    def sync(self) -> None:
+        """Have what was appended outlive a loss of power."""
+        for path in (self.path, self.roles_path):
+            sync(path)
+
+
+def _whole(read: Callable[[Path], list[Any]], path: Path) -> list[Any]:
+    try:
+        return read(path) if path.exists() else []
+    except OSError as problem:
+        raise UserError(f"{path} cannot be read: {problem.strerror}.") from problem
+    except ValueError as problem:
+        raise UserError(f"{path} is damaged: {problem}; {WAY_OUT}") from problem
 
 
 def _text(rows: Iterable[Sequence[object]]) -> str:
@@ -74,10 +105,13 @@ def _append(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def _rows(path: Path, header: tuple[str, ...]) -> list[list[str]]:
-    """The lines below the header; a torn last line (the process was killed while writing) is left out."""
+    """The lines below the header; a torn last line (the process was killed while writing) is left out. Raises ValueError for others."""
     with path.open(encoding="utf-8", newline="") as file:
         parts = [line.rstrip("\n").split(",") for line in file if line.endswith("\n")]
-    return [p for p in parts if len(p) == len(header) and p[0] != header[0]]
+    for i, p in enumerate(parts):
+        if len(p) != len(header):
+            raise ValueError(f"line {i + 1} has {len(p)} fields, not {len(header)}")
+    return [p for p in parts if p[0] != header[0]]
 
 
 def read_ledger(path: Path) -> list[tuple[int, int, str, Traffic]]:
