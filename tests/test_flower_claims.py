@@ -94,6 +94,8 @@ def test_what_did_not_leave_is_not_counted(tmp_path: Path) -> None:
     assert [note["message"] for note in notes(run.folder)] == ["client 1 could not be reached: its node is gone."]
     wire = (run.folder / "wire.csv").read_text()
     assert "\n1,1,train,down," not in wire and "\n1,0,train,down," in wire and "\n2,1,train,down," in wire
+    ledger = (run.folder / "ledger.csv").read_text()
+    assert "\n1,1," not in ledger and "\n1,0,down," in ledger and "\n2,1,down," in ledger
 
 
 @pytest.mark.parametrize("rest", ["2,1,tr", HEADER[:9], ""])

@@ -14,7 +14,7 @@ from hyperfed.core.seeds import derive_seed, generator
 from hyperfed.engine.gpu import side_by_side
 from hyperfed.engine.guard import Guard
 from hyperfed.engine.optim import Optim
-from hyperfed.engine.round import Finetune, Reply, Score, StopAsked
+from hyperfed.engine.round import Finetune, Reply, Score, Sent, StopAsked, unheard
 from hyperfed.engine.store import Store
 from hyperfed.engine.workspace import DeviceClient, Local, NonFiniteLoss, Workspace
 
@@ -136,11 +136,16 @@ class LocalEngine:
 
         return rank
 
-    def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
+    def train(self, rnd: Round, download: Callable[[int], Any], sent: Sent = unheard) -> Iterator[Reply]:
         """See :class:`~hyperfed.engine.round.Engine`. Raises StopAsked between two clients when asked to stop."""
         self._staged.clear()
         ids = rnd.ids.tolist()
-        for k, came in zip(ids, self._each(ids, lambda k: partial(self._try, k, rnd.number, download(k))), strict=True):
+
+        def job(k: int) -> Callable[[Workspace], Any]:
+            sent(k, message := download(k))
+            return partial(self._try, k, rnd.number, message)
+
+        for k, came in zip(ids, self._each(ids, job), strict=True):
             if isinstance(came, NonFiniteLoss):
                 if self.on_nan == "stop":
                     raise came

@@ -43,6 +43,14 @@ class Finetune:
     scope: tuple[Role, ...] = ()
 
 
+Sent = Callable[[int, Any], None]
+"""Hears of a client and the message that is on its way to it."""
+
+
+def unheard(k: int, message: Any) -> None:
+    """Who has no ledger."""
+
+
 class Keeper(Protocol):
     """What checkpoints need of whatever holds the clients' states."""
 
@@ -80,8 +88,11 @@ class Engine(Protocol):
     def initial(self) -> Params:
         """The common initial model."""
 
-    def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
-        """Let every client of the round train; replies come in the order of ``rnd.ids``, those that failed are missing."""
+    def train(self, rnd: Round, download: Callable[[int], Any], sent: Sent = unheard) -> Iterator[Reply]:
+        """Let every client of the round train; replies come in the order of ``rnd.ids``, those that failed are missing.
+
+        ``sent`` hears of every download that has left.
+        """
 
     def commit(self, number: int) -> None:
         """Make the clients' new states of this round theirs; before that the round can still be dropped."""
@@ -110,13 +121,11 @@ def gather(
 ) -> tuple[tuple[Round, Any] | None, list[float]]:
     """A round's messages: those who answered with their stacked uploads (None: nobody), and their losses. Changes no state."""
 
-    def download(k: int) -> Any:
-        message = method.download(server, rnd, k)
+    def sent(k: int, message: Any) -> None:
         record(rnd.number, k, "down", message)
-        return message
 
     replies = []
-    for reply in engine.train(rnd, download):
+    for reply in engine.train(rnd, lambda k: method.download(server, rnd, k), sent):
         record(rnd.number, reply.client, "up", reply.upload)
         replies.append(reply._replace(upload=method.unpack(reply.client, reply.upload)))
     if not replies:

@@ -13,7 +13,7 @@ from hyperfed.core import Method, Params, Round
 from hyperfed.engine.flower.codec import Refused, Spec, checked, decode, header_of, message_types, pack, size_of, spec_of
 from hyperfed.engine.flower.nodes import Nodes, QuorumNotMet, first_line
 from hyperfed.engine.flower.remote import Remote
-from hyperfed.engine.round import Finetune, Reply, Score, StopAsked
+from hyperfed.engine.round import Finetune, Reply, Score, Sent, StopAsked, unheard
 from hyperfed.engine.workspace import NonFiniteLoss
 
 IDENTITY = {"experiment": str, "round": int, "client": int}
@@ -67,7 +67,7 @@ class FlowerEngine:
             self.nodes.meet(everyone)
         return [self.nodes.sizes.get(k, 0) for k in everyone]
 
-    def train(self, rnd: Round, download: Callable[[int], Any]) -> Iterator[Reply]:
+    def train(self, rnd: Round, download: Callable[[int], Any], sent: Sent = unheard) -> Iterator[Reply]:
         """See :class:`~hyperfed.engine.round.Engine`. Raises QuorumNotMet, NonFiniteLoss (``on_nan=stop``), StopAsked."""
         self._made.clear()
         everyone, sizes = rnd.ids.tolist(), rnd.examples.tolist()
@@ -77,13 +77,14 @@ class FlowerEngine:
             self.warn(rnd.number, k, f"client {k} is not connected.")
 
         def content(k: int) -> RecordDict:
-            message = download(k)
+            made[k] = message = download(k)
             if self._spec is None:
                 self._spec = spec_of(self.rehearse(message))
             return pack(self._header(rnd.number, k), message)
 
+        made: dict[int, Any] = {}
         replies: dict[int, Reply] = {}
-        for k, answer in self._ask(MessageType.TRAIN, rnd.number, ids, content):
+        for k, answer in self._ask(MessageType.TRAIN, rnd.number, ids, content, lambda k: sent(k, made.pop(k))):
             try:
                 replies[k] = self._accept(k, rnd.number, answer)
             except Refused as problem:
@@ -182,14 +183,17 @@ class FlowerEngine:
             self._made[k] = number
         return Reply(k, upload, head["loss"])
 
-    def _ask(self, purpose: str, number: int, ids: list[int], content: Callable[[int], RecordDict]) -> Iterator[tuple[int, RecordDict]]:
-        """Send one message per client, yield the first answer of each as it comes; the rest is told to ``warn``."""
+    def _ask(
+        self, purpose: str, number: int, ids: list[int], content: Callable[[int], RecordDict], left: Callable[[int], None] = lambda k: None
+    ) -> Iterator[tuple[int, RecordDict]]:
+        """Send one message per client (``left`` hears of it), yield the first answer of each as it comes; the rest is told to ``warn``."""
         pending: dict[str, int] = {}
         for k in ids:
             if k not in self.nodes.hosts:
                 self.warn(number, k, f"client {k} is not connected.")
             elif sent := self.nodes.send(purpose, number, k, self.nodes.hosts[k], content(k)):
                 pending[sent] = k
+                left(k)
             else:
                 self.warn(number, k, f"client {k} could not be reached: its node is gone.")
         answered: set[str] = set()
