@@ -6,6 +6,9 @@ from math import inf
 from hyperfed.core import invalid
 from hyperfed.defences.accountant import accountable
 
+COARSEST = 2**16
+"""Of secure aggregation's bound: there the mean of 100 clients is off by up to 0.0015, no longer little beside a weight."""
+
 
 def finite(field: str, value: float | None, why: str = "") -> None:
     """Refuse what is no finite number > 0."""
@@ -75,6 +78,8 @@ class SecAgg:
         if not 0.5 < self.threshold <= 1:
             raise invalid("privacy.threshold", self.threshold, "in (0.5, 1]: with half of the cohort or less the masks could be taken off")
         finite("privacy.bound", self.bound)
+        if self.bound > COARSEST:
+            raise invalid("privacy.bound", self.bound, f"at most {COARSEST}: uploads are rounded to steps of bound / 2^31, or larger ones")
 
 
 DEFENCES: dict[str, type] = {"client_dp": ClientDP, "central_dp": CentralDP, "dp_sgd": DpSgd, "secagg": SecAgg}
