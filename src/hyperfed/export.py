@@ -6,6 +6,7 @@ the run nor its data, nor a hypernetwork.
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ def export(run: Path, clients: Sequence[int] | None, out: Path, settings: Sequen
     from hyperfed.run.config import resume_setting
     from hyperfed.run.experiment import Experiment
 
-    if not (run / "config.json").exists():
+    if not os.access(run / "config.json", os.F_OK):  # False, too, for what is too long to be a path
         raise UserError(f"{str(run)!r} is not a run's folder: it has no config.json.")
     composed = resumed(run, settings)
     if composed["engine"]["name"] != "local":

@@ -18,12 +18,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hyperfed.core import UserError, unknown
+from hyperfed.core import UserError, invalid, unknown
 from hyperfed.core.files import read_json
 from hyperfed.run.config import FREE, flat, make_config
 
 NEEDED = ("method", "model", "dataset", "partition", "engine", "num_clients", "seed", "rounds", "run")
 """What the configuration of every run has."""
+OPTIONAL = ("scale", "experiment")
+"""Groups of which nothing need be chosen."""
 EXIT_USER, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 
 
@@ -63,9 +65,15 @@ def check_overrides(overrides: Sequence[str], multirun: bool = False) -> None:
     parsed = _parsed(overrides)
     for override in parsed:
         key = override.key_or_group
+        if override.is_delete():
+            raise UserError(f"{override.input_line} is not valid: a setting can be changed, {key}=VALUE, but not taken out.")
         for choice in _values(override):
             if key in options and isinstance(choice, str) and choice not in options[key]:
                 raise unknown(key, choice, options[key])
+            if key in options and not isinstance(choice, str | list):
+                raise invalid(key, choice, f"one of {', '.join(options[key])}{', or left out' if key in OPTIONAL else ''}")
+            if key == "resume" and not isinstance(choice, str | None):
+                raise invalid(key, choice, "a run's folder, in two pairs of quotes where it could be something else than a word")
         if override.is_sweep_override() and not multirun:
             raise UserError(f"{override.input_line} stands for several runs: add --multirun to 'hyperfed run'.")
     for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
@@ -157,7 +165,7 @@ def composed_dict(cfg: DictConfig) -> dict[str, Any]:
 def resumed(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The saved configuration of ``folder``. What the command line sets besides must agree with it, or be free to differ."""
     path = folder / "config.json"
-    if not path.exists():
+    if not os.access(path, os.F_OK):  # False, too, for what is too long to be a path
         raise UserError(f"resume = {str(folder)!r} is not a run's folder: it has no config.json.")
     saved = read_json(path, *NEEDED)
     try:
@@ -189,7 +197,7 @@ def _sets(override: str) -> set[str]:
     """The settings, or groups of them, that a word of the command line sets: the choice of an option may set others' than its group's."""
     key, _, choice = override.lstrip("+~").partition("=")
     option = files("hyperfed.conf") / key / f"{choice}.yaml"
-    if "." in key or not option.is_file():
+    if key not in groups() or not option.is_file():
         return {key}
     text = option.read_text(encoding="utf-8")
     if "@package _global_" not in text:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from errno import EIO, ENOLCK, ENOSYS, ENOTSUP
 from math import prod
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ try:
 except ImportError:  # no such locks there
     fcntl = None  # type: ignore[assignment]
 
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
+
 
 def sync(path: Path) -> None:
     """Have what was written to a file, or the names in a folder, outlive a loss of power."""
@@ -32,6 +36,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def short(path: Path) -> bool:
+    """Whether file systems take the names in ``path``."""
+    return all(len(os.fsencode(part)) <= LONGEST_NAME for part in path.parts)
+
+
+def takes_folders(there: Path) -> bool:
+    """Whether a folder can be made in ``there``: tried, since permissions do not tell (/proc is writable)."""
+    try:
+        Path(mkdtemp(dir=there)).rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def lock(path: Path) -> int | None:

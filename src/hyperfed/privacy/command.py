@@ -72,7 +72,7 @@ def settings(words: Sequence[str]) -> dict[str, str]:
 def number(chosen: dict[str, str], key: str, default: int) -> int:
     """A positive integer, or the scale's."""
     text = chosen[key]
-    if text and (not text.isdigit() or int(text) < 1):
+    if text and not (text.isascii() and text.isdecimal() and int(text[:20]) > 0):
         raise invalid(key, text, "an integer >= 1")
     return int(text or default)
 

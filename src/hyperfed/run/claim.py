@@ -23,8 +23,11 @@ class Claim:
         self.folder, path = folder, (folder / ".run.lock").resolve()
         if before := self._mine.get(path):
             before.release()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = lock(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = lock(path)
+        except OSError as problem:
+            raise UserError(f"run.dir {str(folder)!r} cannot be written: {problem.strerror}.") from problem
         if self._descriptor is None:
             raise InUse(f"run.dir {str(folder)!r} is in use by another process: wait until it has ended, or choose another run.dir.")
         self._mine[path] = self

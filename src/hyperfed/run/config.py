@@ -13,7 +13,8 @@ from typing import Any, Literal, get_type_hints
 import torch
 from pydantic import ConfigDict
 
-from hyperfed.core import Method, Role, at_least, flatten, invalid, unknown
+from hyperfed.core import Method, Role, flatten, invalid, unknown
+from hyperfed.core.files import LONGEST_NAME, short, takes_folders
 from hyperfed.data import DATASETS, PARTITIONS, Partition
 from hyperfed.defences import DEFENCES, Budget, SecAgg
 from hyperfed.engine.flower.settings import Flower
@@ -23,7 +24,7 @@ from hyperfed.engine.round import Finetune
 from hyperfed.engine.workspace import Local
 from hyperfed.methods import METHODS
 from hyperfed.models import MODELS, Hypernet, check_settings
-from hyperfed.run.validate import known_fields, settings_of, typed, validated
+from hyperfed.run.validate import MOST, MOST_THREADS, countable, known_fields, settings_of, typed, validated
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,11 @@ class Config:
             "checkpoint.keep",
             "cache_mib",
         ):
-            at_least(name, _at(self, name), 1)
-        for name in ("local.steps", "threads"):
+            countable(name, _at(self, name), 1)
+        for name, most in (("local.steps", MOST), ("threads", MOST_THREADS)):
             if _at(self, name) is not None:
-                at_least(name, _at(self, name), 1)
-        at_least("finetune.epochs", self.finetune.epochs, 0)
+                countable(name, _at(self, name), 1, most)
+        countable("finetune.epochs", self.finetune.epochs, 0)
         if not self.finetune.lr > 0:
             raise invalid("finetune.lr", self.finetune.lr, "a number > 0")
         for name in ("participation", "data.fraction"):
@@ -267,10 +268,12 @@ def run_name(composed: Mapping[str, Any]) -> str:
 
 def run_folder(composed: Mapping[str, Any]) -> Path:
     """Where the run's files go; refused where no folder can be made."""
-    run = composed["run"]
+    run, name = composed["run"], run_name(composed)
     if run.get("dir"):
         return writable("run.dir", Path(run["dir"]))
-    return writable("run.root", Path(run["root"])) / run_name(composed)
+    if not short(Path(name)):
+        raise invalid("run.name", run["name"], f"shorter: the folder's name would have more than {LONGEST_NAME} bytes")
+    return writable("run.root", Path(run["root"])) / name
 
 
 def resume_setting(folder: Path) -> str:
@@ -283,8 +286,8 @@ def resume_setting(folder: Path) -> str:
 
 
 def writable(field: str, path: Path) -> Path:
-    """``path``, if it is a folder one may write to, or a place where one can be made; makes none."""
+    """``path``, if it is a folder one may write to, or a place where one can be made; leaves none."""
     there = next(p for p in (path, *path.parents) if os.access(p, os.F_OK))
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK) and short(path) and (there == path or takes_folders(there))):
         raise invalid(field, str(path), f"a folder that can be written or made; {str(there)!r} is none")
     return path

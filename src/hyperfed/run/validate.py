@@ -8,9 +8,18 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from hyperfed.core import UserError, invalid, unknown
+from hyperfed.core import UserError, at_least, invalid, unknown
 
 T = TypeVar("T")
+MOST, MOST_THREADS = 2**31 - 1, 4096
+"""Of a count, and of threads: torch takes no more."""
+
+
+def countable(name: str, value: int, lowest: int, most: int = MOST) -> None:
+    """Refuse what is no integer in this range."""
+    at_least(name, value, lowest)
+    if value > most:
+        raise invalid(name, value, f"an integer from {lowest} to {most}")
 
 
 def known_fields(cls: type, given: Mapping[str, Any], group: str) -> None:
