@@ -60,3 +60,21 @@ def test_a_number_of_an_attack_is_one(words: list[str], capsys: pytest.CaptureFi
 def test_what_is_no_run_is_said_of_any_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", LONG, "-o", str(tmp_path)]) == 2
     assert "is not a run's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["fig4", "dataset=digits"], ["sweep"], ["membership", "method=fedavg"], ["hull"]])
+def test_an_attack_finds_out_first_that_it_cannot_write(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*given: object) -> None:
+        pytest.fail("it was begun")
+
+    monkeypatch.setattr("hyperfed.privacy.command.load_dataset", work)
+    monkeypatch.setattr("hyperfed.privacy.membership.report", work)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "below", Path("/proc/foo/below")):
+        assert main(["attack", *words, "--out", str(out)]) == 2
+        assert "is not valid: must be a folder that can be written or made" in capsys.readouterr().err
+    if words[0] == "membership":
+        assert main(["attack", *words, "--out", str(tmp_path)]) == 2
+        assert "--out = " in capsys.readouterr().err

@@ -23,6 +23,7 @@ from hyperfed.privacy.resnet import ROUNDS, hull_of_a_round, hull_table, resnets
 from hyperfed.privacy.search import Budget
 from hyperfed.privacy.summary import markdown, summary, write_csv
 from hyperfed.privacy.sweep import sweep, sweep_table
+from hyperfed.run.config import writable
 
 PAPER = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 COLUMNS = 8
@@ -110,7 +111,7 @@ def fig4(words: Sequence[str], out: Path) -> None:
     """Attack every method's message for every image; write the picture, every attempt and the summary of each data set."""
     for dataset, scale, setting in prepared(words):
         one_dataset(dataset, scale, setting, out, Figure(CASES, "", "one image, one step, LeNet"))
-    print(write_table(out, "", "fig4"), f"written: {out}", sep="\n")
+    tell(out, "", "fig4")
 
 
 def residual(words: Sequence[str], out: Path) -> None:
@@ -124,15 +125,27 @@ def residual(words: Sequence[str], out: Path) -> None:
         scale = replace(scale, images=max(2, scale.images))
         text = "two images in a message, one step, ResNet of Table 1"
         one_dataset(dataset, scale, setting, out, Figure(RESNET_CASES, "resnet_", text, "as in training"))
-    print(write_table(out, "resnet_", "resnet"), f"written: {out}", sep="\n")
+    tell(out, "resnet_", "resnet")
+
+
+def tell(out: Path, prefix: str, name: str) -> None:
+    """The table, told before it is written."""
+    print(table(out, prefix), flush=True)
+    write_table(out, prefix, name)
+    print(f"written: {out}")
 
 
 def write_table(out: Path, prefix: str, name: str) -> str:
-    """One table of all data sets whose results are in ``out``."""
-    found = [path for d in DATASETS if (path := out / f"{prefix}{d}.json").exists()]
-    text = markdown([row for path in found for row in json.loads(path.read_text(encoding="utf-8"))["rows"]])
+    """Write :func:`table`."""
+    text = table(out, prefix)
     write_text(out / f"{name}.md", text)
     return text
+
+
+def table(out: Path, prefix: str) -> str:
+    """One table of all data sets whose results are in ``out``."""
+    found = [path for d in DATASETS if (path := out / f"{prefix}{d}.json").exists()]
+    return markdown([row for path in found for row in json.loads(path.read_text(encoding="utf-8"))["rows"]])
 
 
 @dataclass(frozen=True)
@@ -186,8 +199,9 @@ def weaken(words: Sequence[str], out: Path) -> None:
             write_csv(out / f"sweep_{dataset.name}.csv", attempts)
             write_json(out / f"sweep_{dataset.name}.json", {"budget": asdict(setting.budget), "rows": rows})
             print(f"{dataset.name}: {name} done", flush=True)
+        print(sweep_table(rows), flush=True)
         write_text(out / f"sweep_{dataset.name}.md", sweep_table(rows))
-        print(sweep_table(rows), f"written: {out}", sep="\n")
+        print(f"written: {out}")
 
 
 def hulls(words: Sequence[str], out: Path) -> None:
@@ -195,8 +209,9 @@ def hulls(words: Sequence[str], out: Path) -> None:
     refuse(words, "hull", ("images", "seeds", "evals", "init"))
     for dataset, _, _ in prepared(["dataset=mnist", *words]):
         rows = [hull_of_a_round(dataset, images, epochs) for images, epochs in ROUNDS]
+        print(hull_table(rows), flush=True)
         write_json(out / f"hull_{dataset.name}.json", rows)
-        print(hull_table(rows), f"written: {out}", sep="\n")
+        print(f"written: {out}")
 
 
 EXPERIMENTS = {
@@ -226,5 +241,6 @@ def main(arguments: Sequence[str]) -> int:
         one.add_argument("-o", "--out", type=Path, default=Path("attack"), help="where the files go (default: ./attack)")
     experiments.add_parser("membership", help="was a record among a client's training data? ('... membership --help')", add_help=False)
     known = parse(parser, arguments, "settings")
+    writable("--out", known.out)
     EXPERIMENTS[known.experiment][0](known.settings, known.out)
     return 0

@@ -29,7 +29,7 @@ from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.round import federate
 from hyperfed.engine.workspace import DeviceClient, Workspace
 from hyperfed.run.build import choose_device, local_engine, make_clients, make_model
-from hyperfed.run.config import Config, make_config
+from hyperfed.run.config import Config, make_config, writable
 
 POSITIONS = {
     "released": "the client's personal model is released",
@@ -208,11 +208,13 @@ def main(arguments: Sequence[str]) -> int:
     known, overrides = parser.parse_known_args(list(arguments))
     if known.runs < 1 or (known.runs % 2 and known.runs != 1):
         raise invalid("--runs", known.runs, "1 or an even number: runs come in pairs with opposite members")
+    if known.out:
+        writable("--out", known.out.parent)
+        if known.out.is_dir():
+            raise invalid("--out", str(known.out), "a file")
     check_overrides(overrides)
     composed = composed_dict(compose_checked(overrides))
     result = {"label": method_label(composed), "overrides": overrides, **report(make_config(composed), known.runs)}
-    if known.out:
-        write_json(known.out, result)
     for position, found in result["leaks"].items():
         right = result["accuracy"][position]
         told = f"more than 1/2 for the true class: {right['members']:.3f} of members, {right['held out']:.3f} held out"
@@ -222,6 +224,8 @@ def main(arguments: Sequence[str]) -> int:
                 f"  {name:<15} AUC {a['auc']:.3f} ± {a['deviation']:.3f}  balanced accuracy {a['balanced_accuracy']:.3f}"
                 f"  TPR at 0.1 % FPR {a['tpr_at_01_percent']:.3f}, at 1 % {a['tpr_at_1_percent']:.3f}"
             )
+    if known.out:
+        write_json(known.out, result)
     return 0
 
 
