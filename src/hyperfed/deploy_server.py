@@ -197,7 +197,7 @@ class Server:
         if not book.exists():
             return
         try:
-            with closing(sqlite3.connect(book)) as base, base:
+            with closing(sqlite3.connect(book, timeout=30)) as base, base:
                 if base.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'node'").fetchone():
                     marks = ", ".join("?" * len(known))
                     base.execute(f"DELETE FROM node WHERE status = 'unregistered' OR public_key NOT IN ({marks})", tuple(known))

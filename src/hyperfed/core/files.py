@@ -46,7 +46,7 @@ def short(path: Path) -> bool:
 def takes_folders(there: Path) -> bool:
     """Whether a folder can be made in ``there``: tried, since permissions do not tell (/proc is writable)."""
     try:
-        Path(mkdtemp(dir=there)).rmdir()
+        Path(mkdtemp(prefix=".hyperfed-", dir=there)).rmdir()
     except OSError:
         return False
     return True
@@ -173,7 +173,7 @@ def load_tensors(path: Path, device: str = "cpu") -> Params:
         raise OSError(EIO, f"damaged ({problem})", str(path)) from problem
 
 
-def _laid_out(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Params:
+def _laid_out(facts: Mapping[str, str], tensors: Mapping[str, Any]) -> Params:
     layout = json.loads(facts["layout"])
     if facts["packed"] != "True":
         return {name: tensors[name].clone() for name, _, _ in layout}
