@@ -13,7 +13,7 @@ from defences_tables import defences_digits, defended, membership_digits, starte
 from hyperfed.core import UserError
 from hyperfed.core.files import write_text
 from hyperfed.evidence.page import completeness, result
-from hyperfed.evidence.plans import Ask, plan
+from hyperfed.evidence.plans import TABLE2, Ask, plan
 from hyperfed.evidence.store import Store
 from hyperfed.evidence.tables import ACCURACY, entries, spread
 from hyperfed.privacy.command import write_table
@@ -106,6 +106,13 @@ def before_and_after(scale: str) -> str:
     note = f"{ACCURACY.replace(' after fine-tuning', '')} Mean ± sample standard deviation over the seeds there are. "
     note += "Objective: what the clients minimised in training. Of FedProx, FedGen and FedDyn it holds more terms than the loss (FedDyn's "
     note += "may be negative), FedFomo trains on four fifths of the data: compare those rows with no others."
+    absent: dict[str, list[str]] = {}
+    for cell, entry in found.items():
+        if not entry.runs:
+            absent.setdefault(f"{cell.dataset} {cell.split}", []).append(cell.row)
+    if absent:
+        told = [f"{where} {', '.join(names) if len(names) < len(TABLE2) else 'at all'}" for where, names in absent.items()]
+        note += f" Not run: {'; '.join(told)}."
     return f"{markdown(columns, rows)}\n{note}\n"
 
 
