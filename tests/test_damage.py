@@ -71,7 +71,7 @@ DAMAGE = [
     ("metrics.jsonl", other("{", "<"), "metrics.jsonl is damaged: line 1 is no line of a run"),
     ("metrics.jsonl", folder, "metrics.jsonl cannot be read: Is a directory."),
     ("clients.csv", Path.unlink, "clients.csv is missing beside metrics.jsonl"),
-    ("clients.csv", without_last_line, "clients.csv is damaged: it does not have every client once in round 4."),
+    ("clients.csv", without_last_line, "clients.csv is damaged: it does not have every client once in round 4; copy it back"),
     ("ledger.csv", Path.unlink, "ledger.csv is missing, and with it what the rounds so far have cost"),
     ("ledger.csv", without_last_line, "ledger.csv is damaged: it has 15 messages up to round 4, 16 were sent"),
     ("ledger.csv", other(",down,", ",down;"), "ledger.csv is damaged: line 2 has 6 fields, not 7"),

@@ -8,6 +8,7 @@ from typing import Any
 from hyperfed.core import UserError
 from hyperfed.core.files import write_text
 from hyperfed.run.evaluate import Evaluation
+from hyperfed.run.ledger import WAY_OUT
 
 HEADER = "round,client,test_samples,correct_before,correct_after\n"
 
@@ -52,7 +53,7 @@ class Journal:
         """The rows of these evaluations: as many clients in one as in any other, in their order."""
         if not self.clients.exists():
             if known:
-                raise UserError(f"{self.clients} is missing beside {self.metrics.name}: copy it back, or delete the run's folder.")
+                raise UserError(f"{self.clients} is missing beside {self.metrics.name}: {WAY_OUT}")
             return []
         rows = [line for line in _whole_lines(self.clients)[1:] if line.split(",")[0] in known]
         who: dict[str, list[str]] = {number: [] for number in known}
@@ -60,7 +61,7 @@ class Journal:
             who[line.split(",")[0]].append(line.split(",")[1] if line.count(",") == HEADER.count(",") else line)
         most = max(map(len, who.values()), default=0)
         if wrong := [number for number, clients in who.items() if clients != [str(k) for k in range(most or 1)]]:
-            raise UserError(f"{self.clients} is damaged: it does not have every client once in round {min(wrong, key=int)}.")
+            raise UserError(f"{self.clients} is damaged: it does not have every client once in round {min(wrong, key=int)}; {WAY_OUT}")
         return rows
 
     def evaluations(self) -> Iterator[dict[str, Any]]:
