@@ -221,10 +221,11 @@ class Sweep:
         return False
 
     def _stop(self, running: list[Worker], out: Outcome) -> None:
-        """Ask the runs under way to save their last round and stop."""
+        """Ask the runs under way to save their last round and stop; one still being loaded has none, and might miss the question."""
         for worker in running:
+            begun = (worker.folder / "run.json").exists()
             with suppress(ProcessLookupError):
-                worker.process.send_signal(signal.SIGINT)
+                worker.process.send_signal(signal.SIGINT if begun else signal.SIGTERM)  # what is raised amid imports may be dropped
         for worker in running:
             try:
                 worker.process.wait(GRACE_SECONDS)
