@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from hyperfed.report.comparison import KINDS
 from hyperfed.report.html_charts import WORST, cost_chart, ranked
 from hyperfed.report.labels import plot_label_distribution
-from hyperfed.report.plots import COLOURS, DASHES, headed, legend_below, literal
+from hyperfed.report.plots import COLOURS, DASHES, finished, headed, legend_below, literal
 from hyperfed.report.seeds import Group, plot_groups
 from hyperfed.report.similarity import group_of_clients, plot_similarity
 
@@ -51,12 +51,7 @@ def plot_clients(groups: Sequence[Group], kind: str, path: Path, title: str, loc
         axes.set(xlabel="clients from greatest loss to greatest gain (%)", ylabel=literal(gain))
     axes.set_xlim(0, 100)
     headed(axes, title + ("\nshaded: the worst 10 % of the clients" if local is None else "\nbelow zero: better off alone"))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    legend_below(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return finished(axes, path)
 
 
 def plot_cost(groups: Sequence[Group], path: Path, title: str) -> Path:

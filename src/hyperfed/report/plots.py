@@ -38,6 +38,16 @@ def legend_below(axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
 
 
+def finished(axes: Axes, path: Path) -> Path:
+    """A figure of these axes alone, with a grid and its legend below, written as ``path``."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend_below(axes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.figure.get_figure(root=True).savefig(path)
+    return path
+
+
 def plain_powers(axis: Axis) -> None:
     """Ticks of a logarithmic axis at 1, 2, 5, 10, ... written out."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -75,9 +85,4 @@ def plot_accuracy(runs: Sequence[RunFiles], path: Path, over: str) -> Path:
         plain_powers(axes.xaxis)
     axes.set_ylabel("mean personalised accuracy (%)")
     headed(axes, title(runs) + "\nlines: before fine-tuning, rings: after")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    legend_below(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return finished(axes, path)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hyperfed.core import UserError
-from hyperfed.report.plots import COLOURS, DASHES, headed, legend_below, literal, plain_powers, silence
+from hyperfed.report.plots import COLOURS, DASHES, finished, headed, literal, plain_powers, silence
 from hyperfed.report.runs import RunFiles
 from hyperfed.report.tables import markdown
 from hyperfed.run.config import identity
@@ -104,9 +104,4 @@ def plot_groups(groups: Sequence[Group], path: Path, which: str, title: str, ove
         plain_powers(axes.xaxis)
     axes.set_ylabel(f"mean personalised accuracy {which} fine-tuning (%)")
     headed(axes, title + ("\nlines: mean over seeds, bands: least to greatest" if any(len(g.runs) > 1 for g in groups) else ""))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    legend_below(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return finished(axes, path)
