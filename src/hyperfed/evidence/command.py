@@ -71,7 +71,7 @@ def check_machine(sweep: Sweep, cells: Sequence[Cell]) -> None:
     if config.data.root is not None and not Path(config.data.root).is_dir():
         raise invalid("data.root", config.data.root, "an existing folder")
     for name in dict.fromkeys(cell.dataset for cell in cells if not sweep.store.has(cell)):
-        load_dataset(name, config.data.root if name != "digits" else None, config.data.cache)
+        load_dataset(name, config.data.root, config.data.cache)
 
 
 def run_plan(cells: Sequence[Cell], sweep: Sweep, console: Console) -> Outcome:

@@ -1,6 +1,5 @@
 """The store of evidence: one small JSON file per finished run, named after its settings; what every table and plot is made from."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from hyperfed import __version__
 from hyperfed.core import UserError
-from hyperfed.core.files import write_json
+from hyperfed.core.files import read_json, write_json
 from hyperfed.evidence.plans import Cell
 from hyperfed.methods import METHODS
 from hyperfed.report.runs import RunFiles, keep, read_run
@@ -77,15 +76,14 @@ class Store:
         if not path.exists():
             return None
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            message, identity, made = str(kept["message"]), kept["identity"], kept.get("method", 1)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            kept = read_json(path, "message", "identity")
+        except UserError:
             self._name(path, "it does not say what the run died of")
             return None
-        if identity != cell.identity or made != revision(cell):
+        if kept["identity"] != cell.identity or kept.get("method", 1) != revision(cell):
             self._name(path, "it is another run's, or of another revision of its method")
             return None
-        return message
+        return str(kept["message"])
 
     def put(self, cell: Cell, folder: Path) -> None:
         """Keep a finished run's folder."""

@@ -1,6 +1,5 @@
 """A sweep that lasts: runs in worker processes, finished ones never repeated, interrupted ones resumed, failures listed."""
 
-import json
 import logging
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from hyperfed import __version__
 from hyperfed.core import UserError
-from hyperfed.core.files import lock, write_json
+from hyperfed.core.files import lock, read_json, write_json
 from hyperfed.evidence.plans import Cell
 from hyperfed.evidence.store import Store, revision
 from hyperfed.main import EXIT_DIVERGED, EXIT_INTERRUPTED
@@ -109,16 +108,14 @@ class Sweep:
                     out.left.append(cell)
                 continue
             waiting.remove(cell)
-            for one in {chosen, *cell.trials}:
+            for one in (*cell.trials, chosen):
                 self._clear(one)
             if not self._settled(chosen, out):
                 return chosen
         return None
 
     def _look(self, running: list[Worker], waiting: list[Cell], out: Outcome) -> None:
-        """Tell how far the runs are and settle those that have ended; then wait a little."""
-        over = {cell: cell.rounds for cell in (*out.finished, *out.failed)}
-        self.progress(over | {w.cell: rounds_done(w.folder) for w in running})
+        """Settle the runs that have ended and tell how far the others are; then wait a little."""
         for worker in [w for w in running if w.process.poll() is not None]:
             running.remove(worker)
             if worker.process.returncode < 0 and self._starts[worker.cell] < STARTS:
@@ -126,6 +123,8 @@ class Sweep:
                 waiting.insert(0, worker.cell)
             else:
                 self._end(worker, out)
+        over = {cell: cell.rounds for cell in (*out.finished, *out.failed)}
+        self.progress(over | {w.cell: rounds_done(w.folder) for w in running})
         if running:
             time.sleep(POLL_SECONDS)
 
@@ -251,9 +250,9 @@ def _claim(folder: Path) -> int | None:
 def _without_other_versions(folder: Path, cell: Cell) -> None:
     """A run that other code began is begun anew: its numbers would be neither's, and the store would not take them."""
     try:
-        made = json.loads((folder / "run.json").read_text(encoding="utf-8"))["versions"]
+        made = read_json(folder / "run.json", "versions")["versions"]
         same = (made["hyperfed"], made.get("method", 1)) == (__version__, revision(cell))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or damaged: the run itself says so
+    except (UserError, KeyError, TypeError, AttributeError):  # none there, or damaged: the run itself says so
         return
     if not same:
         log.warning("%s was begun by another version and is begun anew.", folder)

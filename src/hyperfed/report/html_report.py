@@ -238,8 +238,8 @@ def report(
             for name, groups in sections.items():
                 several = len(sections) > 1
                 written += write_tables(groups, published(groups), tables / file_name(name, several, "comparison"), name)
-                for table, what in ((t, w) for w, blocks in (("clients", _clients(groups)), ("cost", _cost(groups))) for t in blocks):
-                    if isinstance(table, Table) and table.rows:
-                        stem = file_name(name, several, f"{what}_each" if what == "clients" and table.folded else what)
-                        written += write_table(replace(table, caption=f"{table.caption}: {name}"), tables / stem)
+                for what, blocks in (("clients", _clients(groups)), ("cost", _cost(groups))):
+                    for table, stem in zip((b for b in blocks if isinstance(b, Table)), (what, f"{what}_each"), strict=False):
+                        made = replace(table, caption=f"{table.caption}: {name}")
+                        written += write_table(made, tables / file_name(name, several, stem))
     return written, damaged
