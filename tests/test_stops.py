@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperfed.cli import main
 from hyperfed.core import UserError
 from hyperfed.engine import store as store_module
 from hyperfed.engine.local import LocalEngine
@@ -197,6 +198,14 @@ def test_a_write_that_fails_is_one_sentence_and_leaves_nothing_behind(method: st
     assert not [p for p in (tmp_path / "a").rglob("*") if ".tmp" in p.name or p.suffix == ".safetensors"]
     small_run(tmp_path / "a", *settings)
     assert_bit_identical(tmp_path / "whole", tmp_path / "a")
+
+
+def test_a_disk_that_fills_under_any_command_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    attack = ["attack", "fig4", "scale=smoke", "dataset=digits", "evals=1", "-o", str(tmp_path)]
+    with largest_file(1000):
+        assert main(attack) == 2
+    assert capfd.readouterr().err == "hyperfed: a file could not be written: File too large; make room, and give the command again.\n"
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(("where", "name"), [(ledger, "_append"), (Journal, "note"), (Journal, "note_clients")])

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from errno import EDQUOT, EFBIG, ENOSPC, EROFS
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ NEEDED = ("method", "model", "dataset", "partition", "engine", "num_clients", "s
 OPTIONAL = ("scale", "experiment")
 """Groups of which nothing need be chosen."""
 EXIT_USER, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
+FULL = (ENOSPC, EDQUOT, EFBIG, EROFS)
+"""What a system says where nothing more can be written."""
 
 
 def guarded(action: Callable[[], int | None]) -> int:
@@ -47,6 +50,11 @@ def guarded(action: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # who read the output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        print(f"hyperfed: a file could not be written: {problem.strerror}; make room, and give the command again.", file=sys.stderr)
+        return EXIT_USER
 
 
 def groups() -> dict[str, list[str]]:
