@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import allocator
+from benchmarks import allocator, bf16
 from hyperfed.core import ALL, Model, Round
 from hyperfed.engine.local import LocalEngine
 from hyperfed.engine.optim import Optim
@@ -273,6 +273,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "tiny": lambda a: tiny_clients(a.repeat),
     "memory": lambda a: memory(),
     "allocator": lambda a: allocator.rows(a.repeat),
+    "bf16": lambda a: bf16.rows(a.repeat),
     "runs": lambda a: whole_runs(a.data_root),
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hyperfed.core import ALL, Model, Objective, Over, Params, Role, Scope, Step
 from hyperfed.core.seeds import generator
+from hyperfed.engine.bf16 import autocast
 from hyperfed.engine.gpu import Body, Gpu, Recorder
 from hyperfed.engine.guard import PerExample
 from hyperfed.engine.optim import Optim, Standing
@@ -133,7 +134,7 @@ class Workspace:
         """bf16 where asked for."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.images.device.type, dtype=torch.bfloat16)
+        return autocast(self.images.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """The live model's output in float32, [B, C]."""

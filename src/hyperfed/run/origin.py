@@ -11,6 +11,7 @@ import torch
 from hyperfed import __version__
 from hyperfed.core import Method, UserError
 from hyperfed.core.files import read_json, write_json
+from hyperfed.engine.bf16 import native
 
 log = logging.getLogger(__name__)
 THEN = ", then "
@@ -42,6 +43,8 @@ def begin(folder: Path, identity: str, method: Method[Any, Any, Any, Any], devic
     hardware = {"machine": platform.machine(), "threads": torch.get_num_threads(), "device": device}
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(device)
+    else:
+        hardware |= {"instructions": torch.backends.cpu.get_cpu_capability(), "bf16": "native" if native() else "rounded"}
     write_json(folder / "run.json", {"identity": identity, "versions": versions(method), "hardware": hardware, "name": folder.name})
 
 
