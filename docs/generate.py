@@ -84,7 +84,7 @@ def evidence(name: str, ask: Ask, part: str = "") -> str:
     begun = {(cell.dataset, cell.split) for cell, entry in found.items() if entry.runs}
     text = f"**{completeness(found)}.**"
     if missing := sorted({f"{cell.dataset} {cell.split}" for cell in found if (cell.dataset, cell.split) not in begun}):
-        text += f" Nothing has been run for {', '.join(missing)}."
+        text += f" Of {', '.join(missing)} nothing is complete."
     if not begun:
         return text + "\n"
     tables, images = result(name, {cell: entry for cell, entry in found.items() if (cell.dataset, cell.split) in begun}, IMAGES / part)
@@ -150,7 +150,9 @@ def trials_at_paper_scale() -> str:
             optim, where = run.config["optim"], f"{run.config['dataset']['name']} {run.config['partition']['name']}"
             rate = f"{optim['lr']:g}, {optim['schedule']}"
             numbers = [f"{100 * run.last[kind]['weighted']:.1f}" for kind in ("before", "after")]
-            rows.append([f"{run.label}, {where}", rate, str(run.last["round"]), *numbers, run.facts["hardware"]["device"]])
+            hardware = run.facts["hardware"]
+            device = hardware["device"] + (", bf16 rounded" if hardware.get("bf16") == "rounded" else "")
+            rows.append([f"{run.label}, {where}", rate, str(run.last["round"]), *numbers, device])
     columns = ["method and cell", "learning rate", "rounds", "before fine-tuning", "after", "device"]
     return f"{markdown(columns, rows)}\n{ACCURACY.replace(' after fine-tuning', '').replace(' test ', ' validation ')}\n"
 
