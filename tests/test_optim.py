@@ -10,6 +10,7 @@ from hyperfed.core import ALL, Client, Params, Role, Scope
 from hyperfed.core.descent import adam
 from hyperfed.engine.optim import Optim
 from hyperfed.engine.round import Finetune
+from hyperfed.engine.workspace import Local
 from hyperfed.methods.fedavg import FedAvg, Shared
 from problems import Quadratic, quadratic_client, tiny_engine, tiny_network
 
@@ -73,3 +74,18 @@ def test_adam_is_the_librarys() -> None:
         params, first, second = adam(params, gradient, first, second, 0.05, number)
         for name, t in live.items():
             torch.testing.assert_close(params[name], t.detach())
+
+
+def test_statistics_alone_follow_the_images_and_read_no_label(tmp_path: Path) -> None:
+    """Momentum 0.1, two passes over one batch of mean m: r = 0.81 r0 + 0.19 m. Nothing else moves, whatever the labels."""
+    engine = tiny_engine(FedAvg(tiny_network(), 3), tmp_path, local=Local(1, 20))
+    down, roles, images = Shared(engine.initial()), engine.method.model.roles, engine.space.images
+    renewed = engine.deployed(0, down, 1, Finetune(2, 0.003, (Role.STATS,)))
+    x, _ = images.batch(engine.train_index[0])
+    seen = torch.nn.functional.conv2d(x, down.shared["stem.weight"], stride=2, padding=1).mean((0, 2, 3))
+    assert torch.allclose(renewed["norm1.running_mean"], 0.81 * down.shared["norm1.running_mean"] + 0.19 * seen, atol=1e-6)
+    assert not torch.allclose(renewed["scale.running_var"], down.shared["scale.running_var"])
+    assert all(torch.equal(t, down.shared[n]) for n, t in renewed.items() if roles[n] is not Role.STATS)
+    images.y = (images.y + 1) % 3
+    again = engine.deployed(0, down, 1, Finetune(2, 0.003, (Role.STATS,)))
+    assert all(torch.equal(t, renewed[n]) for n, t in again.items())

@@ -24,8 +24,9 @@ from runs import composed, small_run
         (["data.validation=0.001"], "or data.validation"),
         (["finetune.scope=[embed]"], "finetune.scope = ['embed'] is not valid: must be among the model's own roles: body, head."),
         (["private_init=[embed]"], "private_init = ['embed'] is not valid: must be among the model's own roles: body, head."),
-        (["finetune.scope=[head]", "optim.lr_scale.head=0"], "finetune.scope = ['head'] is not valid: must be roles of which one at least"),
-        (["model=resnet", "finetune.scope=[stats]"], "finetune.scope = ['stats'] is not valid"),
+        (["finetune.scope=[head]", "optim.lr_scale.head=0"], "is not valid: must be [stats], or roles of which one at least is trained."),
+        (["finetune.scope=[stats]"], "finetune.scope = ['stats'] is not valid: must be among the model's own roles: body, head."),
+        (["model=resnet", "finetune.scope=[stats,head]", "optim.lr_scale.head=0"], "finetune.scope = ['stats', 'head'] is not valid"),
         (["device=cpu:3"], "device = 'cpu:3' is not valid: must be auto, cpu, cuda or cuda:N."),
         (["privacy=secagg", "participation=0.1"], "privacy=secagg needs a cohort of at least 3 clients"),
     ],
@@ -40,6 +41,7 @@ def test_a_run_that_is_refused_leaves_no_folder(overrides: list[str], words: str
 def test_roles_that_the_model_has_are_taken(tmp_path: Path) -> None:
     Experiment(composed(tmp_path / "a", "finetune.scope=[head]", "private_init=[head,body]", "method=local"))
     Experiment(composed(tmp_path / "b", "local.batch_size=1"))  # no batch norm
+    Experiment(composed(tmp_path / "c", "finetune.scope=[stats]", "model=resnet", "method=hfn"))
 
 
 @pytest.mark.parametrize(

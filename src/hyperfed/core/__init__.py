@@ -4,10 +4,11 @@ from hyperfed.core.bank import Bank
 from hyperfed.core.codec import Traffic, count, flatten, stack, unflatten
 from hyperfed.core.errors import UserError, at_least, invalid, unknown
 from hyperfed.core.method import Method
-from hyperfed.core.types import ALL, Client, Model, Objective, Over, Params, Role, Round, Scope, Step, select
+from hyperfed.core.types import ALL, STATISTICS, Client, Model, Objective, Over, Params, Role, Round, Scope, Step, select
 
 __all__ = [
     "ALL",
+    "STATISTICS",
     "Bank",
     "Client",
     "Method",

@@ -26,6 +26,8 @@ class Role(StrEnum):
 
 Scope = frozenset[Role]
 ALL: Scope = frozenset(Role)
+STATISTICS: Scope = frozenset({Role.STATS})
+"""What moves where nothing is trained: running statistics follow the images that pass through the model."""
 
 
 class Model(Protocol):

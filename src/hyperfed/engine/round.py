@@ -36,7 +36,11 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Finetune:
-    """Local epochs after the federation, on every client, before the second accuracy."""
+    """Local epochs after the federation, on every client, before the second accuracy.
+
+    ``scope``: the roles that are trained, () for all. Batch norm's running statistics follow the client's images in any case; (STATS,)
+    is that alone: forward passes that need no label.
+    """
 
     epochs: int = 4
     lr: float = 0.01

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyperfed.core import ALL, Model, Objective, Over, Params, Role, Scope, Step
+from hyperfed.core import ALL, STATISTICS, Model, Objective, Over, Params, Role, Scope, Step
 from hyperfed.core.seeds import generator
 from hyperfed.engine.bf16 import autocast
 from hyperfed.engine.gpu import Body, Gpu, Recorder
@@ -231,6 +231,9 @@ class DeviceClient:
         for t in trained:
             t.requires_grad_(True)
         if not trained:
+            with torch.no_grad():
+                for index in self._batches(rng, epochs or 0, steps) if train == STATISTICS else ():
+                    space.forward(space.images.batch(index)[0])  # in training mode: the running statistics follow the images
             return space.read()
         kind, optimiser = space.optimiser(self.optim, groups, self.lr)
         each, named = self.per_example, {n: t for n, t in space.live.items() if t.requires_grad}

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 import torch
 
-from hyperfed.core import Method, Model, Params, Role, UserError, invalid
+from hyperfed.core import STATISTICS, Method, Model, Params, Role, UserError, invalid
 from hyperfed.core.seeds import derive_seed
 from hyperfed.data import ClientIndices, Dataset, hold_out, load_dataset, partition
 from hyperfed.defences import Setting, make_guard
@@ -70,8 +70,8 @@ def check_roles(config: Config, there: Set[Role]) -> None:
             if role not in there:
                 raise invalid(name, [role.value], f"among the model's own roles: {', '.join(r for r in Role if r in there)}")
     scope = config.finetune.scope
-    if scope and not any(map(config.optim.trains, scope)):
-        raise invalid("finetune.scope", [role.value for role in scope], "roles of which one at least is trained")
+    if scope and frozenset(scope) != STATISTICS and not any(map(config.optim.trains, scope)):
+        raise invalid("finetune.scope", [role.value for role in scope], "[stats], or roles of which one at least is trained")
     if Role.STATS in there and config.local.batch_size < 2:
         raise invalid("local.batch_size", config.local.batch_size, ">= 2 with batch norm, which leaves batches of one example out")
 
