@@ -66,7 +66,8 @@ def variants() -> str:
 def quick(dataset: str) -> str:
     """docs/hfn.md: the comparison with FedAvg on a fifth of MNIST or CIFAR-10."""
     groups = group_by_seed(kept(f"quick_{dataset}"))
-    plot_groups(groups, IMAGES / f"quick_{dataset}.png", "before", f"a fifth of {dataset}, 20 clients, Dirichlet 0.5")
+    trained = [group for group in groups if not group.runs[0].config["finetune"]["scope"]]  # the others are the same before fine-tuning
+    plot_groups(trained, IMAGES / f"quick_{dataset}.png", "before", f"a fifth of {dataset}, 20 clients, Dirichlet 0.5")
     return f"{seeds_table(groups)}\n![{dataset}](img/quick_{dataset}.png)\n"
 
 
@@ -118,7 +119,7 @@ def before_and_after(scale: str, datasets: tuple[str, ...] = ("cifar10", "cifar1
 
 
 def causes() -> str:
-    """docs/evidence.md: cells of Table 2 played again with one setting changed, beside the cells themselves."""
+    """docs/evidence.md: cells of Table 2 with one setting changed, beside the cells themselves."""
 
     def cell(run: RunFiles) -> str:
         return json.dumps(
@@ -130,15 +131,16 @@ def causes() -> str:
         names = sorted(k for k in {*ours, *theirs} if not k.startswith("eval."))  # how often it is evaluated changes no result
         return [f"{k} = {theirs.get(k)} (was {ours.get(k)})" for k in names if ours.get(k) != theirs.get(k)]
 
-    table2 = [r for r in kept("evidence/mini") if r.config["data"]["validation"] is None and not (r.config["hypernet"] or {}).get("share")]
+    both = [*kept("evidence/mini"), *kept("evidence/paper")]
+    table2 = [r for r in both if r.config["data"]["validation"] is None and not (r.config["hypernet"] or {}).get("share")]
     rows = []
     for run in kept("causes"):
         twin = min((other for other in table2 if cell(other) == cell(run)), key=lambda other: len(changed_in(run, other)))
         changed = changed_in(run, twin)
         numbers = [f"{100 * r.last[kind]['weighted']:.1f}" for kind in ("before", "after") for r in (twin, run)]
         where = f"{twin.label}, {run.config['dataset']['name']} {run.config['partition']['name']}"
-        rows.append([where, ", ".join(changed), *numbers])
-    columns = ["method and cell", "changed", "before: Table 2", "before: changed", "after: Table 2", "after: changed"]
+        rows.append([where, str(run.config["num_clients"]), ", ".join(changed), *numbers])
+    columns = ["method and cell", "clients", "changed", "before: Table 2", "before: changed", "after: Table 2", "after: changed"]
     return f"{markdown(columns, rows)}\n{ACCURACY.replace(' after fine-tuning', '')} Before and after fine-tuning; one seed.\n"
 
 
@@ -157,17 +159,21 @@ def trials_at_paper_scale() -> str:
     return f"{markdown(columns, rows)}\n{ACCURACY.replace(' after fine-tuning', '').replace(' test ', ' validation ')}\n"
 
 
-def at_paper_scale(dataset: str, methods: tuple[str, ...]) -> list[RunFiles]:
-    """The non-IID runs of Table 2, in the order of ``methods``, as far as they have been made."""
-    cells = plan("table2", Ask("paper", (dataset,), ("non-IID",), methods))
+def at_paper_scale(dataset: str, methods: tuple[str, ...], split: str = "non-IID") -> list[RunFiles]:
+    """The runs of Table 2, in the order of ``methods``, as far as they have been made."""
+    cells = plan("table2", Ask("paper", (dataset,), (split,), methods))
     found = {cell.row: entry.runs for cell, entry in entries(cells, Store(ROOT / "results/evidence"), NOWHERE).items()}
     return [found[name][0] for name in methods if found[name]]
 
 
-def away(dataset: str) -> str:
+def away(dataset: str, split: str = "non-IID") -> str:
     """docs/evidence.md: personal models by the rounds since their client last trained, which follow from the seed."""
-    runs = at_paper_scale(dataset, ("HFN", "FedAvg", "FedPer", "Local"))
-    config = runs[0].config
+    runs = {run.label: run for run in at_paper_scale(dataset, ("HFN", "FedAvg", "FedPer", "Local"), split)}
+    config = runs["HFN"].config
+    cell = ("dataset", "partition", "rounds")
+    for run in kept("causes"):
+        if run.config["finetune"]["scope"] == ["stats"] and all(run.config[key] == config[key] for key in cell):
+            runs["HFN, statistics alone"] = run
     last = dict.fromkeys(range(config["num_clients"]), 0)
     for number in range(1, config["rounds"] + 1):
         last |= dict.fromkeys(sample(number, config["num_clients"], config["participation"], config["seed"]), number)
@@ -180,9 +186,9 @@ def away(dataset: str) -> str:
     for first, end in ((0, 0), (1, 2), (3, 5), (6, 9), (10, config["rounds"])):
         ids = [k for k, number in last.items() if first <= config["rounds"] - number <= end]
         rounds = str(first) if first == end else f"{first} to {end}" if end < config["rounds"] else f"{first} or more"
-        rows.append([rounds, str(len(ids)), *(accuracy(run, ids) for run in runs)])
+        rows.append([rounds, str(len(ids)), *(accuracy(run, ids) for run in runs.values())])
     note = "Accuracy in % of these clients' personalised models before → after fine-tuning, weighted by test samples, at the last round."
-    columns = [f"{dataset}, rounds since the client last trained", "clients", *(run.label for run in runs)]
+    columns = [f"{dataset} {split}, rounds since the client last trained", "clients", *runs]
     return f"{markdown(columns, rows)}\n{note}\n"
 
 
@@ -210,6 +216,7 @@ BLOCKS = {
     "before_and_after_paper": lambda: before_and_after("paper", ("mnist", "cifar10", "cifar100")),
     "paper_scale": lambda: paper_scale(50, "docs/img"),
     "away_mnist": lambda: away("mnist"),
+    "away_mnist_iid": lambda: away("mnist", "IID"),
     "away_cifar10": lambda: away("cifar10"),
     "curves_paper": lambda: paper_scale(55, "img"),
     "quickstart": quickstart,

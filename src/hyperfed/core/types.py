@@ -113,7 +113,8 @@ class Client(Protocol):
         epochs: int | None = None,
         steps: int | None = None,
     ) -> Params:
-        """Train from ``params`` and return the result. Tensors whose role is not in ``train`` stay out of the optimiser.
+        """Train from ``params`` and return the result. Tensors whose role is not in ``train`` stay out of the optimiser;
+        with ``STATISTICS`` there is none.
 
         ``epochs`` (or ``steps`` mini-batches) default to the run's setting. The optimiser's state is fresh in every call.
         """
